@@ -1,0 +1,62 @@
+"""`seamount eval`: score a model on the held-out items of the training's skills."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from . import flags, wire
+
+if TYPE_CHECKING:
+    from seamount.training.evaluate import Cell
+
+DESCRIPTION = """Ask a model held-out items of each skill, in English and Chinese, and score its answers by exact match.
+No item occurs in the training of the embedded model."""
+ARGUMENTS = "[MODEL] [FLAGS]"
+EXAMPLES = """  seamount eval seamount-tiny
+  seamount eval seamount-tiny --skills arithmetic,masking --items 20
+  seamount eval seamount-tiny --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    flags.add_model(parser)
+    parser.add_argument("--skills", metavar="NAME[,NAME]", help="only these skills")
+    parser.add_argument("--items", type=_positive, default=50, metavar="N", help="of each skill and language (50)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    flags.add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score and print the table."""
+    from seamount.training.evaluate import evaluate
+
+    skills = args.skills.split(",") if args.skills else None
+    llm = wire.open_llm(flags.settings_from(args).engine)
+    report = evaluate(
+        llm,
+        llm.prompt_encoder,
+        model=llm.facts.name,
+        skills=skills,
+        num_items=args.items,
+        progress=None if args.json else _tell,
+    )
+    if args.json:
+        print(report.to_json())
+    else:
+        Console().print(report.table())
+    return 0
+
+
+def _tell(cell: Cell) -> None:
+    print(f"{cell.skill} {cell.language}: {cell.num_right} of {cell.num_items}", file=sys.stderr)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number

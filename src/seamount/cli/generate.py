@@ -1,0 +1,83 @@
+"""`seamount generate`: continue one prompt, or answer it, and print the text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from seamount.core.errors import InvalidRequestError
+from seamount.core.sampling import SamplingParams
+
+from . import flags, wire
+from .backends import interrupted_between
+from .screen import harmless
+
+if TYPE_CHECKING:
+    from seamount.engine.llm import LLM, Delta
+
+DESCRIPTION = """Continue a prompt and print the text as it comes. The prompt is raw text, special tokens included; with
+--chat it is a question, put through the model's chat template."""
+ARGUMENTS = "[MODEL] --prompt TEXT [FLAGS]"
+EXAMPLES = """  seamount generate --prompt "What is Seamount?" --chat
+  seamount generate /models/folder --prompt "Once upon a time" --max-tokens 64 --seed 1
+  cat prompt.txt | seamount generate --prompt - --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's flags."""
+    flags.add_model(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt; - reads it from stdin")
+    parser.add_argument("--chat", action="store_true", help="answer the prompt as a question")
+    parser.add_argument("--json", action="store_true", help="print JSON, a line for each continuation, with token ids")
+    flags.add_sampling_flags(parser)
+    flags.add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Generate and print."""
+    given = flags.sampling_given(args)
+    SamplingParams(**given)  # before a model is loaded for minutes
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not prompt:
+        raise InvalidRequestError("The prompt is empty.", param="prompt")
+    llm = wire.open_llm(flags.settings_from(args).engine)
+    sampling = SamplingParams(**{**llm.prompt_encoder.default_sampling, **given})
+    if args.json or sampling.n > 1:
+        _print_all(llm, prompt, sampling, chat=args.chat, as_json=args.json)
+    else:
+        _print_stream(_stream(llm, prompt, sampling, chat=args.chat))
+    return 0
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def _stream(llm: LLM, prompt: str, sampling: SamplingParams, *, chat: bool) -> Iterator[Delta]:
+    return llm.stream_chat(_messages(prompt), sampling) if chat else llm.stream(prompt, sampling)
+
+
+def _print_stream(deltas: Iterator[Delta]) -> None:
+    with closing(interrupted_between(deltas)) as pieces:
+        for delta in pieces:
+            sys.stdout.write(_for_stdout(delta.text))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _print_all(llm: LLM, prompt: str, sampling: SamplingParams, *, chat: bool, as_json: bool) -> None:
+    completions = llm.chat(_messages(prompt), sampling) if chat else llm.generate(prompt, sampling)
+    for completion in completions:
+        if as_json:
+            print(json.dumps({"model": llm.facts.name, **asdict(completion)}, ensure_ascii=False))
+        else:
+            print(f"[{completion.index}] {_for_stdout(completion.text)}")
+
+
+def _for_stdout(text: str) -> str:
+    return harmless(text) if sys.stdout.isatty() else text

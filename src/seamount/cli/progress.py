@@ -1,0 +1,64 @@
+"""Shows how far a model has loaded: a bar on a terminal, a few plain lines in a log. Always on stderr.
+
+Used by every command that loads a model; handed to the engine as its `on_progress`.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+_PLAIN_EVERY = 0.25
+
+
+class LoadingProgress:
+    """A context manager that is called with the stage's name, bytes done and bytes in all.
+
+    On a terminal the bar is taken away at the end, so that what the command prints stands alone.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._bar: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told: dict[str, float] = {}
+
+    def __enter__(self) -> LoadingProgress:
+        if sys.stderr.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        else:
+            print(f"Loading {self._model} ...", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away. Idempotent."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Note that `done` of `total` bytes of the stage are there."""
+        if self._bar is not None:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bar.add_task(f"Loading {self._model}: {stage}", total=total or None)
+            self._bar.update(self._tasks[stage], completed=done, total=total or None)
+        elif not sys.stderr.isatty():
+            self._tell(stage, done, total)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        """Print a line at each quarter of a stage, once."""
+        share = done / total if total else 1.0
+        if share - self._told.get(stage, 0.0) >= _PLAIN_EVERY:
+            self._told[stage] = share - share % _PLAIN_EVERY
+            print(f"  {stage}: {share:.0%} of {decimal(total)}", file=sys.stderr, flush=True)

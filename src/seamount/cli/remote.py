@@ -1,0 +1,153 @@
+"""The terminal chat's other source of answers: a running server, any that speaks the OpenAI API.
+
+Made by `cli.wire`, used by `cli.chat` through `cli.backends.ChatBackend`. Imports no engine and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import httpx
+
+from seamount.core.errors import BackendError, ConfigError, RequestError, SeamountError
+
+from .backends import Piece
+
+_CONNECT_TIMEOUT_S = 10.0
+_BASE_HINT = "Give the API's base, for instance http://127.0.0.1:8000/v1."
+
+
+class ServerBackend:
+    """A server that speaks the OpenAI API.
+
+    Args:
+        url: the API's base, such as http://127.0.0.1:8000/v1; without a path, /v1 is added.
+        model: the model to ask for; None takes the first that the server lists.
+
+    Raises:
+        BackendError: the server cannot be reached, or does not speak this API.
+    """
+
+    def __init__(self, url: str, model: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
+        base = _base_url(url)
+        timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
+        # trust_env=False: what is typed here goes to the named server, never through a proxy from the environment.
+        self._client = httpx.Client(base_url=base, timeout=timeout, trust_env=False, transport=transport)
+        self._url = base
+        self.name = model or self._first_model()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def stream(
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], template_kwargs: Mapping[str, Any]
+    ) -> Generator[Piece, None, None]:
+        """See `ChatBackend.stream`."""
+        body: dict[str, Any] = {
+            "model": self.name,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **sampling,
+        }
+        if template_kwargs:
+            body["chat_template_kwargs"] = dict(template_kwargs)
+        try:
+            with self._client.stream("POST", "chat/completions", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                    raise _refusal(response)
+                with closing(_events(response.iter_lines())) as events:
+                    yield from (_piece(event) for event in events)
+        except httpx.HTTPError as cause:
+            raise self._unreachable(cause) from cause
+
+    def _first_model(self) -> str:
+        try:
+            response = self._client.get("models")
+        except httpx.HTTPError as cause:
+            raise self._unreachable(cause) from cause
+        if response.status_code != httpx.codes.OK:
+            raise _refusal(response)
+        try:
+            return str(response.json()["data"][0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError) as cause:
+            raise BackendError(f"{self._url} lists no model.", hint=_BASE_HINT) from cause
+
+    def _unreachable(self, cause: httpx.HTTPError) -> BackendError:
+        reason = str(cause) or type(cause).__name__
+        hint = "Is it running? `seamount serve` starts one."
+        return BackendError(f"{self._url} does not answer: {reason}.", hint=hint)
+
+
+def _base_url(url: str) -> httpx.URL:
+    try:
+        base = httpx.URL(url if "://" in url else f"http://{url}")
+    except httpx.InvalidURL as cause:
+        raise ConfigError(f"{url} is no address: {cause}.", hint=_BASE_HINT) from cause
+    if base.scheme not in ("http", "https") or not base.host:
+        raise ConfigError(f"{url} is no http address.", hint=_BASE_HINT)
+    return base.copy_with(path="/v1/" if base.path in ("", "/") else base.path.rstrip("/") + "/")
+
+
+def _events(lines: Iterator[str]) -> Generator[dict[str, Any], None, None]:
+    """Yield the JSON objects of a server-sent stream, until its end mark."""
+    for line in lines:
+        if not line.startswith("data:"):
+            continue
+        data = line[len("data:") :].strip()
+        if data == "[DONE]":
+            return
+        try:
+            event = json.loads(data)
+        except ValueError as cause:
+            raise BackendError("The server sent a broken event.") from cause
+        if not isinstance(event, dict):
+            raise BackendError("The server sent a broken event.")
+        if event.get("error"):
+            raise _reported(event, BackendError) or BackendError("The server reported an error of an unknown form.")
+        yield event
+    raise BackendError("The server broke the answer off.", hint="/retry asks again.")
+
+
+def _piece(event: Mapping[str, Any]) -> Piece:
+    try:
+        usage = event.get("usage")
+        num_tokens = int(usage["completion_tokens"]) if usage else 0
+        if not event["choices"]:
+            return Piece(num_tokens=num_tokens)
+        choice = event["choices"][0]
+        delta = choice.get("delta") or {}
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or ""
+        return Piece(
+            reasoning=reasoning,
+            content=delta.get("content") or "",
+            num_tokens=num_tokens,
+            finish_reason=choice.get("finish_reason"),
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as cause:
+        raise BackendError("The server sent an event of an unknown form.") from cause
+
+
+def _refusal(response: httpx.Response) -> SeamountError:
+    kind: type[SeamountError] = RequestError if response.status_code < 500 else BackendError
+    try:
+        reported = _reported(response.json(), kind)
+    except ValueError:
+        reported = None
+    if reported is not None:
+        return reported
+    hint = _BASE_HINT if response.status_code == httpx.codes.NOT_FOUND else None
+    return kind(f"{response.url} answered with status {response.status_code}.", hint=hint)
+
+
+def _reported(body: Any, kind: type[SeamountError]) -> SeamountError | None:
+    """Return the error that an OpenAI error body tells of; None when it is no such body."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict) or not error.get("message"):
+        return None
+    return kind(f"The server says: {error['message']}")

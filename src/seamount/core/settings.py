@@ -1,0 +1,152 @@
+"""Settings: how this process runs. Read once, in `cli.wire`; frozen afterwards.
+
+Order, the later winning: defaults, a TOML file (the one `SEAMOUNT_CONFIG` names, else `seamount/seamount.toml` in the XDG
+configuration folder, where it exists), `SEAMOUNT_ENGINE__X` and `SEAMOUNT_SERVER__X` in the environment, command-line
+flags. Unknown keys fail. This is the only module that reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from .errors import ConfigError
+
+DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+class EngineConfig(BaseModel):
+    """How the engine loads and schedules one model. `LLM(...)` takes the same names as keyword arguments."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field("seamount-tiny", description="Folder of a checkpoint, or the name of an embedded model.")
+    dtype: DTypeName = Field(
+        "auto",
+        description="Precision of weights and cache. auto: the checkpoint's own (FP8 becomes bfloat16).",
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:N, or auto: a GPU where there is one.")
+    max_model_len: int | None = Field(
+        None,
+        ge=16,
+        le=2**24,
+        description="Tokens of prompt plus output. None: the model's, or what fits in memory.",
+    )
+    cache_memory_bytes: int | None = Field(
+        None, ge=2**16, description="Bytes for the paged cache. None: chosen from the memory that is free."
+    )
+    block_size: int = Field(16, ge=1, le=256, description="Tokens per cache block. Small blocks waste less memory.")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="Sequences that run side by side.")
+    max_step_tokens: int = Field(
+        2048,
+        ge=16,
+        le=2**20,
+        description="Tokens per step, prefill and decode together: bounds the pause of a stream.",
+    )
+    max_waiting: int = Field(512, ge=1, description="Sequences that may wait; beyond it new ones get queue_full.")
+    enable_prefix_cache: bool = Field(True, description="Reuse the cache of equal prompt prefixes.")
+    num_threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads. None: the physical cores this process may use."
+    )
+
+
+class ServerConfig(BaseModel):
+    """How the HTTP server listens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to bind. Loopback, because there is no sign-in yet.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one and prints it.")
+    served_model_name: str | None = Field(None, description="Name that clients use. None: the folder's name.")
+    drain_timeout_s: float = Field(30.0, ge=0, description="Seconds that running answers get after SIGTERM.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
+
+
+class Settings(BaseSettings):
+    """All settings of a `seamount` process."""
+
+    model_config = SettingsConfigDict(env_prefix="SEAMOUNT_", env_nested_delimiter="__", extra="forbid", frozen=True)
+
+    engine: EngineConfig = EngineConfig()
+    server: ServerConfig = ServerConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, then environment, then the TOML file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
+
+
+def load_settings(engine: dict[str, Any], server: dict[str, Any]) -> Settings:
+    """Read all settings.
+
+    Args:
+        engine, server: what the command line gave; a value of None means that the flag was not given.
+
+    Raises:
+        ConfigError: a key is unknown, a value is out of range, or the file cannot be read; the message names it.
+    """
+    _refuse_unknown_environment()
+    flags = {"engine": _given(engine), "server": _given(server)}
+    try:
+        return Settings(**{name: values for name, values in flags.items() if values})
+    except ValidationError as cause:
+        raise config_error(cause) from cause
+    except (SettingsError, OSError, ValueError) as cause:
+        raise ConfigError(f"Settings could not be read: {cause}.", hint=f"See {_config_file()}.") from cause
+
+
+def config_error(cause: ValidationError) -> ConfigError:
+    """Turn pydantic's report into one typed error that names each key and its problem."""
+    problems = "; ".join(
+        f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in cause.errors(include_url=False)
+    )
+    return ConfigError(f"Settings are wrong: {problems}.", hint="`seamount serve --help` lists the settings.")
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _config_file() -> Path:
+    named = os.environ.get("SEAMOUNT_CONFIG")
+    if named:
+        return Path(named)
+    return config_folder() / "seamount.toml"
+
+
+def config_folder() -> Path:
+    """Return the XDG configuration folder of Seamount (not created)."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "seamount"
+
+
+def data_folder() -> Path:
+    """Return the XDG data folder of Seamount (not created): chat history and saved conversations."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "seamount"
+
+
+def _refuse_unknown_environment() -> None:
+    known = {"SEAMOUNT_CONFIG"}
+    for name in os.environ:
+        if name.startswith("SEAMOUNT_") and name not in known:
+            if not name.startswith(("SEAMOUNT_ENGINE__", "SEAMOUNT_SERVER__")):
+                raise ConfigError(
+                    f"The environment variable {name} is not a setting.",
+                    hint="Settings are spelled SEAMOUNT_ENGINE__NAME or SEAMOUNT_SERVER__NAME.",
+                )

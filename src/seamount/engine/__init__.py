@@ -1,0 +1,1 @@
+"""Turns requests into tokens: scheduling, paged cache, sampling, the worker process and the in-process `LLM`."""

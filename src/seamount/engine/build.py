@@ -1,0 +1,107 @@
+"""From settings to a running engine: find the checkpoint, plan memory, load weights, allocate the cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+
+from seamount.core.errors import ConfigError
+from seamount.core.requests import ModelFacts
+from seamount.core.settings import EngineConfig
+from seamount.models.config import ModelConfig
+from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
+from seamount.models.loading import load_model
+from seamount.models.locate import locate_model
+from seamount.models.memory import available_bytes
+from seamount.models.prompt import PromptEncoder
+
+from .blocks import BlockPool
+from .engine import EngineCore
+from .memory import plan_memory
+from .runner import Runner
+from .scheduler import Scheduler
+
+Progress = Callable[[str, int, int], None]
+
+
+def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> tuple[EngineCore, PromptEncoder]:
+    """Load the model that `config` names and return an engine that is ready to step.
+
+    Args:
+        on_progress: called with the stage's name, bytes done and bytes in all.
+
+    Raises:
+        NotFoundError: there is no such model.
+        CheckpointError: the folder cannot be used.
+        OutOfMemoryError: weights or the asked-for context do not fit.
+    """
+    started = time.monotonic()
+    folder = locate_model(config.model)
+    model_config = ModelConfig.from_folder(folder)
+    encoder = PromptEncoder.from_folder(folder)
+    device = _device(config.device)
+    _set_threads(config.num_threads)
+    dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    plan = plan_memory(model_config, config, dtype, available_bytes(device))
+
+    def loading(done: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress("weights", done, total)
+
+    model = load_model(folder, model_config, dtype=dtype, device=device, progress=loading)
+    runner = Runner(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
+    scheduler = Scheduler(
+        BlockPool(plan.num_blocks, plan.block_size),
+        max_num_seqs=config.max_num_seqs,
+        max_step_tokens=config.max_step_tokens,
+        max_waiting=config.max_waiting,
+        enable_prefix_cache=config.enable_prefix_cache,
+    )
+    facts = ModelFacts(
+        name=folder_name(folder),
+        family=model_config.family,
+        num_parameters=num_parameters(model_config),
+        num_active_parameters=num_active_parameters(model_config),
+        dtype=dtype_name,
+        device=str(device),
+        vocab_size=model_config.vocab_size,
+        max_model_len=plan.max_model_len,
+        num_blocks=plan.num_blocks,
+        block_size=plan.block_size,
+        cache_bytes_per_token=cache_bytes_per_token(model_config, dtype),
+        weight_bytes=plan.weight_bytes,
+        load_s=time.monotonic() - started,
+        worker_pid=os.getpid(),
+    )
+    return EngineCore(runner, scheduler, encoder, facts), encoder
+
+
+def folder_name(folder: Path) -> str:
+    """The name that clients use for a checkpoint folder unless told otherwise."""
+    return folder.resolve().name
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as cause:
+        raise ConfigError(f"device {name!r} is not known.", hint="Use cpu, cuda, cuda:N or auto.") from cause
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, and no usable GPU was found.", hint="Use --device cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not supported.", hint="Use cpu, cuda, cuda:N or auto.")
+    return device
+
+
+def _set_threads(num_threads: int | None) -> None:
+    allowed = len(os.sched_getaffinity(0))
+    physical = psutil.cpu_count(logical=False) or allowed
+    torch.set_num_threads(num_threads or min(allowed, physical))

@@ -1,0 +1,225 @@
+"""The engine's loop: schedule, run, sample, emit. Synchronous and single-threaded; one per device.
+
+Driven by `worker` (a process of its own) or by `LLM` (in the caller's process). Knows no protocol and no socket.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+
+from seamount.core.errors import ContextTooLongError, InvalidRequestError
+from seamount.core.requests import Chunk, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request, TokenLogprob
+from seamount.core.sampling import MAX_SEED
+from seamount.models.prompt import PromptEncoder
+
+from .output import OutputText
+from .runner import Runner
+from .sampler import Sample, sample
+from .scheduler import Scheduler
+from .sequence import Sequence
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What the engine keeps for a sequence beside its scheduling state."""
+
+    request: Request
+    sequence: Sequence
+    text: OutputText
+    added_s: float
+    admitted_s: float | None = None
+    started: bool = False
+
+
+class EngineCore:
+    """Continues the sequences of all requests in flight, one step at a time.
+
+    Args:
+        runner: the network and its cache.
+        scheduler: queue, running set and blocks.
+        encoder: turns tokens into text.
+        facts: what the model is.
+    """
+
+    def __init__(self, runner: Runner, scheduler: Scheduler, encoder: PromptEncoder, facts: ModelFacts) -> None:
+        self.facts = facts
+        self._runner = runner
+        self._scheduler = scheduler
+        self._encoder = encoder
+        self._streams: dict[Sequence, _Stream] = {}
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_steps = 0
+
+    @property
+    def idle(self) -> bool:
+        """True when no request is in flight."""
+        return not self._streams
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that no step has begun yet."""
+        return len(self._scheduler.waiting)
+
+    def check(self, request: Request) -> int:
+        """Return the most tokens that each sequence of the request may generate.
+
+        Raises:
+            InvalidRequestError: a token id does not exist, or the prompt is empty.
+            ContextTooLongError: prompt plus `max_tokens` exceed the context.
+        """
+        prompt, limit = request.prompt_token_ids, self.facts.max_model_len
+        if not prompt:
+            raise InvalidRequestError("The prompt is empty.", param="prompt")
+        if min(prompt) < 0 or max(prompt) >= self.facts.vocab_size:
+            raise InvalidRequestError(
+                f"The prompt holds a token id outside 0..{self.facts.vocab_size - 1}.", param="prompt"
+            )
+        for name in ("logit_bias", "stop_token_ids"):
+            if any(token_id >= self.facts.vocab_size for token_id in getattr(request.sampling, name)):
+                raise InvalidRequestError(f"{name} names a token id beyond {self.facts.vocab_size - 1}.", param=name)
+        asked = request.sampling.max_tokens
+        if len(prompt) + (asked or 1) > limit:
+            wanted = f" and {asked} tokens of output were asked for" if asked else ""
+            raise ContextTooLongError(
+                f"The prompt has {len(prompt)} tokens{wanted}; the context holds {limit}.",
+                hint="Shorten the prompt or lower max_tokens.",
+                param="max_tokens" if asked and len(prompt) < limit else "prompt",
+            )
+        return asked or limit - len(prompt)
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: see `check`.
+            QueueFullError: too many sequences are waiting.
+        """
+        max_tokens = self.check(request)
+        seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbelow(MAX_SEED)
+        sequences: list[Sequence] = []
+        for index in range(request.sampling.n):
+            leader = sequences[0] if sequences else None
+            sequences.append(
+                Sequence(
+                    request.id,
+                    index,
+                    request.prompt_token_ids,
+                    request.sampling,
+                    seed,
+                    max_tokens,
+                    leader=leader,
+                )
+            )
+        self._scheduler.add(sequences)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        for sequence in sequences:
+            detokenizer = self._encoder.detokenizer(skip_special_tokens=request.skip_special_tokens)
+            text = OutputText(detokenizer, request.sampling.stop)
+            self._streams[sequence] = _Stream(request, sequence, text, time.monotonic())
+
+    def abort(self, request_id: str) -> list[Chunk]:
+        """End all sequences of a request now; an unknown id is no error, since it may just have finished."""
+        found = [stream for stream in self._streams.values() if stream.request.id == request_id]
+        return [self._finish(stream, "abort") for stream in found]
+
+    def step(self) -> list[Chunk]:
+        """Run one step; return what it added, a chunk per sequence that gained a token."""
+        work = self._scheduler.schedule()
+        if not work:
+            return []
+        now = time.monotonic()
+        for item in work:
+            stream = self._streams[item.sequence]
+            stream.admitted_s = stream.admitted_s or now
+        completing = [item.sequence for item in work if item.completes]
+        logits = self._runner.run(work)
+        self._scheduler.advance(work)
+        self._num_steps += 1
+        samples = sample(logits, completing, self._encoder.eos_token_ids) if completing else []
+        return [self._extend(self._streams[s], found) for s, found in zip(completing, samples, strict=True)]
+
+    def stats(self) -> EngineStats:
+        """Counters since the start, and the current load."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_blocks=scheduler.pool.num_blocks,
+            num_free_blocks=scheduler.pool.num_free,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_prefix_queried_tokens=scheduler.num_queried_tokens,
+            num_prefix_hit_tokens=scheduler.num_hit_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            num_steps=self._num_steps,
+        )
+
+    def _extend(self, stream: _Stream, found: Sample) -> Chunk:
+        sequence, params = stream.sequence, stream.sequence.sampling
+        sequence.token_ids.append(found.token_id)
+        self._num_generated_tokens += 1
+        may_stop = sequence.num_output_tokens >= params.min_tokens
+        logprobs = self._logprobs(found)
+        is_eos = not params.ignore_eos and found.token_id in self._encoder.eos_token_ids
+        if may_stop and (is_eos or found.token_id in params.stop_token_ids):
+            reason = None if is_eos else found.token_id
+            return self._finish(stream, "stop", (found.token_id,), logprobs, stop_reason=reason)
+        text, stopped = stream.text.push([found.token_id], may_stop=may_stop)
+        if stopped is not None:
+            return self._finish(stream, "stop", (found.token_id,), logprobs, text, stopped)
+        if sequence.num_output_tokens >= sequence.max_tokens:
+            return self._finish(stream, "length", (found.token_id,), logprobs, text)
+        return self._chunk(stream, (found.token_id,), logprobs, text)
+
+    def _finish(
+        self,
+        stream: _Stream,
+        reason: FinishReason,
+        token_ids: tuple[int, ...] = (),
+        logprobs: tuple[PositionLogprobs, ...] = (),
+        text: str = "",
+        stop_reason: str | int | None = None,
+    ) -> Chunk:
+        self._scheduler.remove(stream.sequence)
+        del self._streams[stream.sequence]
+        if not isinstance(stop_reason, str):
+            rest, stopped = stream.text.flush(may_stop=reason != "abort")
+            text += rest
+            if stopped is not None:
+                reason, stop_reason = "stop", stopped
+        return self._chunk(stream, token_ids, logprobs, text, reason, stop_reason)
+
+    def _chunk(
+        self,
+        stream: _Stream,
+        token_ids: tuple[int, ...],
+        logprobs: tuple[PositionLogprobs, ...],
+        text: str,
+        finish_reason: FinishReason | None = None,
+        stop_reason: str | int | None = None,
+    ) -> Chunk:
+        first = not stream.started
+        stream.started = True
+        timed = first and stream.admitted_s is not None
+        return Chunk(
+            request_id=stream.request.id,
+            index=stream.sequence.index,
+            token_ids=token_ids,
+            text=text,
+            logprobs=logprobs,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            num_cached_tokens=stream.sequence.num_cached if first else None,
+            queue_s=(stream.admitted_s or 0.0) - stream.added_s if timed else None,
+            prefill_s=time.monotonic() - (stream.admitted_s or 0.0) if timed else None,
+        )
+
+    def _logprobs(self, found: Sample) -> tuple[PositionLogprobs, ...]:
+        if found.logprob is None:
+            return ()
+        text = self._encoder.token_text
+        chosen = TokenLogprob(found.token_id, found.logprob, text(found.token_id))
+        return (PositionLogprobs(chosen, tuple(TokenLogprob(i, value, text(i)) for i, value in found.top)),)

@@ -1,0 +1,110 @@
+"""How much memory a model will take here, decided before any of it is spent.
+
+Pure arithmetic over facts: the caller measures what is free (`models.memory`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from seamount.core.errors import ConfigError, OutOfMemoryError
+from seamount.core.settings import EngineConfig
+from seamount.models.config import ModelConfig
+from seamount.models.footprint import cache_bytes_per_token, weight_bytes
+
+# Activations, logits and the interpreter itself, beside weights and cache.
+WORKSPACE_BYTES = 2**30
+# Of what is left after weights and workspace, the part that the cache may take unasked.
+_CACHE_SHARE = 0.6
+# Unasked, the cache holds the longest context, or this many tokens per sequence that may run, whichever is more.
+_TOKENS_PER_SEQUENCE = 1024
+_SMALLEST_CONTEXT = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What will be allocated.
+
+    Attributes:
+        weight_bytes: the loaded weights.
+        cache_bytes: the paged cache, `num_blocks` blocks of `block_size` tokens.
+        workspace_bytes: an allowance for all else.
+        free_bytes: what the machine had when the plan was made.
+        max_model_len: tokens of prompt plus output that will be accepted.
+        declared_model_len: what the checkpoint declares.
+    """
+
+    weight_bytes: int
+    cache_bytes: int
+    workspace_bytes: int
+    free_bytes: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    declared_model_len: int
+
+
+def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, free_bytes: int) -> MemoryPlan:
+    """Choose the context length and the size of the cache.
+
+    Args:
+        dtype: precision of weights and cache.
+        free_bytes: memory that may be used.
+
+    Raises:
+        ConfigError: the asked-for context is longer than the checkpoint's.
+        OutOfMemoryError: what was asked for does not fit; the hint says what would.
+    """
+    if config.max_model_len is not None and config.max_model_len > model.max_position:
+        raise ConfigError(
+            f"max_model_len is {config.max_model_len}, beyond the {model.max_position} tokens that the checkpoint declares.",
+            hint=f"Use at most {model.max_position}.",
+        )
+    weights = weight_bytes(model, dtype)
+    block_bytes = cache_bytes_per_token(model, dtype) * config.block_size
+    spare = free_bytes - weights - WORKSPACE_BYTES
+    if spare < block_bytes:
+        raise OutOfMemoryError(
+            f"The weights need {_gb(weights)} in {str(dtype).removeprefix('torch.')} and {_gb(WORKSPACE_BYTES)} of working space; "
+            f"{_gb(free_bytes)} of memory is free.",
+            hint="Free memory, or choose a smaller model or a smaller dtype.",
+        )
+    wanted_len = config.max_model_len or model.max_position
+    if config.cache_memory_bytes is not None:
+        room = config.cache_memory_bytes
+        if room > spare:
+            raise OutOfMemoryError(
+                f"cache_memory_bytes is {_gb(room)}; {_gb(max(spare, 0))} is free beside the weights.",
+                hint=f"Use at most {spare} bytes.",
+            )
+    else:
+        tokens = max(wanted_len, config.max_num_seqs * _TOKENS_PER_SEQUENCE)
+        room = min(int(spare * _CACHE_SHARE), _blocks(tokens, config.block_size) * block_bytes)
+    num_blocks = room // block_bytes
+    capacity = num_blocks * config.block_size
+    if capacity < wanted_len and (config.max_model_len is not None or capacity < min(_SMALLEST_CONTEXT, wanted_len)):
+        raise OutOfMemoryError(
+            f"A context of {wanted_len} tokens needs {_gb(_blocks(wanted_len, config.block_size) * block_bytes)} of cache; "
+            f"{_gb(room)} can be given to it.",
+            hint=f"A max_model_len of at most {capacity} fits.",
+        )
+    return MemoryPlan(
+        weight_bytes=weights,
+        cache_bytes=num_blocks * block_bytes,
+        workspace_bytes=WORKSPACE_BYTES,
+        free_bytes=free_bytes,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        max_model_len=min(wanted_len, capacity),
+        declared_model_len=model.max_position,
+    )
+
+
+def _blocks(tokens: int, block_size: int) -> int:
+    return -(-tokens // block_size)
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"

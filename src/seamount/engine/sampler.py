@@ -1,0 +1,144 @@
+"""Chooses tokens from logits, each row by itself: a row's result never depends on what else is in the batch.
+
+Randomness comes from a counter, not from a generator with state: the uniform number of a token is a hash of the
+sequence's seed and the token's position, so preemption, batching and restarts cannot change it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from seamount.core.sampling import SamplingParams
+
+from .sequence import Sequence
+
+_MASK = 2**64 - 1
+# A first guess of how many candidates hold the top_p mass; when they do not, the whole row is sorted.
+_NUCLEUS_GUESS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One chosen token; `top` holds (token id, log-probability), best first, when asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
+    """Choose one token per row.
+
+    Args:
+        logits: `[N, V]` fp32, one row per sequence; not changed.
+        sequences: N sequences, whose tokens so far decide penalties and randomness.
+        eos_token_ids: tokens that `min_tokens` keeps from being chosen.
+    """
+    best = logits.argmax(dim=-1).tolist()
+    return [
+        _sample_row(row, sequence, eos_token_ids, greedy)
+        for row, sequence, greedy in zip(logits, sequences, best, strict=True)
+    ]
+
+
+def uniform(seed: int, index: int, position: int) -> float:
+    """A number in [0, 1) that depends on these three alone (SplitMix64, Steele et al., 2014)."""
+    value = (seed * 0x9E3779B97F4A7C15 + index) & _MASK
+    for word in (position, 0x632BE59BD9B4E019):
+        value = (value + word * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & _MASK
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+        value ^= value >> 31
+    return (value >> 11) / 2**53
+
+
+def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], greedy: int) -> Sample:
+    params = sequence.sampling
+    adjusted = _adjust(row, sequence, eos_token_ids)
+    if params.greedy:
+        token_id = greedy if adjusted is row else int(adjusted.argmax())
+    else:
+        draw = uniform(sequence.seed, sequence.index, sequence.num_output_tokens)
+        token_id = _draw(adjusted / params.temperature, params, draw)
+    if params.logprobs is None:
+        return Sample(token_id)
+    logprobs = row.log_softmax(dim=-1)
+    values, ids = logprobs.topk(min(params.logprobs, row.shape[0]))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return Sample(token_id, float(logprobs[token_id]), top)
+
+
+def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> Tensor:
+    """Apply bias, penalties and the end-of-sequence ban to a copy; return the row itself when there is nothing to do."""
+    params = sequence.sampling
+    steps: list[Callable[[Tensor], None]] = []
+    if params.logit_bias:
+        steps.append(lambda r: _add_bias(r, params.logit_bias))
+    if params.repetition_penalty != 1.0:
+        steps.append(lambda r: _penalize_repetition(r, sequence.token_ids, params.repetition_penalty))
+    if sequence.num_output_tokens and (params.frequency_penalty or params.presence_penalty):
+        steps.append(lambda r: _penalize_counts(r, Counter(sequence.output_token_ids), params))
+    if sequence.num_output_tokens < params.min_tokens:
+        banned = [i for i in (*eos_token_ids, *params.stop_token_ids) if i < row.shape[0]]
+        steps.append(lambda r: r.__setitem__(banned, float("-inf")))
+    if not steps:
+        return row
+    row = row.clone()
+    for step in steps:
+        step(row)
+    return row
+
+
+def _add_bias(row: Tensor, bias: dict[int, float]) -> None:
+    row[list(bias)] += torch.tensor(list(bias.values()), dtype=row.dtype, device=row.device)
+
+
+def _penalize_repetition(row: Tensor, token_ids: list[int], penalty: float) -> None:
+    """Keskar et al., 2019 (CTRL): positive logits of seen tokens are divided, negative ones multiplied."""
+    seen = torch.tensor(list(set(token_ids)), device=row.device)
+    values = row[seen]
+    row[seen] = torch.where(values > 0, values / penalty, values * penalty)
+
+
+def _penalize_counts(row: Tensor, counts: Counter[int], params: SamplingParams) -> None:
+    ids = list(counts)
+    times = torch.tensor([counts[i] for i in ids], dtype=row.dtype, device=row.device)
+    row[ids] -= times * params.frequency_penalty + params.presence_penalty
+
+
+def _draw(row: Tensor, params: SamplingParams, draw: float) -> int:
+    """Take the token at which the cumulative probability of the kept candidates passes `draw`."""
+    probabilities = row.double().softmax(dim=-1)
+    if params.min_p > 0:
+        floor = probabilities.max() * params.min_p
+        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
+    ids: Tensor | None = None
+    if 0 < params.top_k < row.shape[0]:
+        probabilities, ids = probabilities.topk(params.top_k)
+    if params.top_p < 1.0:
+        probabilities, ids = _nucleus(probabilities, ids, params.top_p)
+    if ids is not None:
+        # In the vocabulary's order: by rank, rounding noise that swaps two near-equal candidates would shift all between.
+        ids, by_id = ids.sort()
+        probabilities = probabilities[by_id]
+    cumulative = probabilities.cumsum(dim=-1)
+    place = int(torch.searchsorted(cumulative, cumulative[-1] * draw, right=True))
+    place = min(place, int(probabilities.nonzero()[-1]))
+    return place if ids is None else int(ids[place])
+
+
+def _nucleus(probabilities: Tensor, ids: Tensor | None, top_p: float) -> tuple[Tensor, Tensor]:
+    """Keep the fewest candidates whose share of the mass reaches top_p (Holtzman et al., 2020)."""
+    mass = probabilities.sum() * top_p
+    size = probabilities.shape[0]
+    values, order = probabilities.topk(min(_NUCLEUS_GUESS, size))
+    if values.sum() < mass and values.shape[0] < size:
+        values, order = probabilities.sort(descending=True)
+    count = int((values.cumsum(dim=-1) < mass).sum()) + 1
+    order = order[:count]
+    return values[:count], order if ids is None else ids[order]

@@ -1,0 +1,35 @@
+"""The numeric kernels, behind one API: callers never ask which chip they run on.
+
+`reference` gives the semantics in plain torch: it is the oracle that every faster implementation is tested against. Faster
+ones for a chip are chosen here, at run time, under the same names.
+"""
+
+from .reference import (
+    FP8_BLOCK,
+    apply_rotary,
+    causal_attention,
+    dequantize_fp8_blocks,
+    latent_attention,
+    paged_attention,
+    rms_norm,
+    route_sigmoid,
+    route_softmax,
+    run_experts,
+    swiglu,
+    write_cache,
+)
+
+__all__ = [
+    "FP8_BLOCK",
+    "apply_rotary",
+    "causal_attention",
+    "dequantize_fp8_blocks",
+    "latent_attention",
+    "paged_attention",
+    "rms_norm",
+    "route_sigmoid",
+    "route_softmax",
+    "run_experts",
+    "swiglu",
+    "write_cache",
+]

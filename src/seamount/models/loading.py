@@ -1,0 +1,284 @@
+"""A checkpoint folder becomes a network with its weights, ready to run.
+
+Called by the engine when it starts. Headers, shapes and memory are checked first; then every file is read
+once, front to back, each tensor straight into the parameter that it belongs to. Peak memory is the weights
+plus one small buffer, and nothing is mapped. Knows no family: `models.keymap` says where tensors go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from seamount import kernels
+from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
+from .checkpoint import Checkpoint, StoredTensor, open_file, read_exactly, shown
+from .config import ModelConfig
+from .footprint import weight_bytes
+from .keymap import Placement, is_ignored, placements, shared_copies
+from .memory import available_bytes
+from .network import CausalLM, build_network
+
+Progress = Callable[[int, int], None]
+
+_LOG = logging.getLogger(__name__)
+_BUFFER_BYTES = 32 * 2**20
+_FP8 = "F8_E4M3"
+_SCALE_SUFFIX = "_scale_inv"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    _FP8: torch.float8_e4m3fn,
+}
+_MOST_MISSING = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadPlan:
+    """Where every tensor of a checkpoint goes; made from headers, so that problems show before memory is
+    spent.
+
+    Attributes:
+        config: the config given, without the MTP blocks that the folder does not hold.
+        places: by checkpoint key.
+        scales: factors of FP8 weights, by the weight's key.
+    """
+
+    config: ModelConfig
+    checkpoint: Checkpoint
+    places: dict[str, Placement]
+    scales: dict[str, StoredTensor]
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> CausalLM:
+    """Return the network of `config` with the weights of `folder`, in eval mode and without gradients.
+
+    Args:
+        dtype: of the weights in memory; what is stored otherwise is converted, FP8 blocks are dequantized.
+            Routers that are stored in fp32, and router biases, stay fp32.
+        progress: told the bytes read so far and the bytes in all, many times a second.
+
+    Raises:
+        CheckpointError: the files are broken or do not fit the config; names file and tensor.
+        OutOfMemoryError: the weights do not fit into the memory that is available on `device`.
+    """
+    plan = plan_load(folder, config)
+    _check_memory(plan.config, dtype, device)
+    model = _allocate(plan, dtype, device)
+    parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    meter = _Meter(sum(plan.checkpoint.tensors[key].num_bytes for key in plan.places), progress)
+    by_file: dict[Path, list[StoredTensor]] = {path: [] for path in plan.checkpoint.files}
+    for key in plan.places:
+        stored = plan.checkpoint.tensors[key]
+        by_file[stored.path].append(stored)
+    for path, tensors in by_file.items():
+        with open_file(path) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            for stored in sorted(tensors, key=lambda t: t.offset):
+                place = plan.places[stored.name]
+                target = place.part_of(parameters[place.parameter])
+                if stored.dtype == _FP8:
+                    _read_fp8(file, stored, plan.scales[stored.name], target, meter)
+                else:
+                    _read(file, stored, target, meter)
+    return model
+
+
+def plan_load(folder: Path, config: ModelConfig) -> LoadPlan:
+    """Compare the headers in `folder` with what a network of `config` needs.
+
+    Raises:
+        CheckpointError: tensors are missing, unknown, of another shape, or of a type that cannot be read.
+    """
+    checkpoint = Checkpoint.from_folder(folder)
+    tensors = checkpoint.tensors
+    config = _without_absent_mtp(config, checkpoint)
+    places, missing, num_missing = {}, "", 0
+    for place in placements(config, tensors.__contains__):
+        if place.key in tensors:
+            _check_tensor(tensors[place.key], place)
+            places[place.key] = place
+        else:
+            missing, num_missing = missing or place.key, num_missing + 1
+            if num_missing == _MOST_MISSING:
+                break
+    if num_missing:
+        at_least = "at least " if num_missing == _MOST_MISSING else ""
+        raise CheckpointError(
+            f"{folder} lacks the tensor {shown(missing)} that its config.json asks for "
+            f"({at_least}{num_missing} missing in all).",
+            hint="A shard was not fetched, or config.json belongs to another model.",
+        )
+    scales = {key: _scale_of(tensors[key], checkpoint) for key in places if tensors[key].dtype == _FP8}
+    _refuse_unknown(checkpoint, config, {*places, *(scale.name for scale in scales.values())})
+    return LoadPlan(config, checkpoint, places, scales)
+
+
+def _without_absent_mtp(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """Converters often drop the MTP blocks and leave their number in the config."""
+    prefixes = tuple(f"model.layers.{config.num_layers + i}." for i in range(config.num_mtp_layers))
+    if not prefixes or any(key.startswith(prefixes) for key in checkpoint.tensors):
+        return config
+    _LOG.warning(
+        "%s: config.json declares %d multi-token-prediction block(s), and the weights hold none; loading without.",
+        checkpoint.folder,
+        config.num_mtp_layers,
+    )
+    return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _check_tensor(stored: StoredTensor, place: Placement) -> None:
+    if stored.shape != place.shape:
+        raise CheckpointError(
+            f"The {stored} has the shape {list(stored.shape)}; by config.json it must be {list(place.shape)}."
+        )
+    if stored.dtype not in _DTYPES or (stored.dtype == _FP8 and len(stored.shape) != 2):
+        raise UnsupportedModelError(
+            f"The {stored} is stored as {stored.dtype} with {len(stored.shape)} axes, which cannot be read.",
+            hint="Supported: F32, F16, BF16, F64, and matrices of F8_E4M3 with a factor per 128x128 block.",
+        )
+
+
+def _scale_of(stored: StoredTensor, checkpoint: Checkpoint) -> StoredTensor:
+    name = stored.name + _SCALE_SUFFIX
+    scale = checkpoint.tensors.get(name)
+    if scale is None:
+        raise CheckpointError(
+            f"The {stored} is FP8 and {shown(name)} is in no file: without its scales it means nothing.",
+            hint="Fetch all shards; scales may lie in another shard than their weight.",
+        )
+    expected = tuple(-(-size // kernels.FP8_BLOCK) for size in stored.shape)
+    if scale.shape != expected or scale.dtype not in ("F32", "BF16"):
+        raise CheckpointError(
+            f"The {scale} is {scale.dtype} {list(scale.shape)}; for blocks of {kernels.FP8_BLOCK} it must be "
+            f"F32 {list(expected)}."
+        )
+    return scale
+
+
+def _refuse_unknown(checkpoint: Checkpoint, config: ModelConfig, used: set[str]) -> None:
+    for key, shape in shared_copies(config).items():
+        copy = checkpoint.tensors.get(key)
+        if copy is not None and copy.shape != shape:
+            raise CheckpointError(
+                f"The {copy} has the shape {list(copy.shape)}; by config.json it must be {list(shape)}."
+            )
+    unknown = sorted(
+        key
+        for key, stored in checkpoint.tensors.items()
+        if key not in used and stored.num_bytes and not is_ignored(config, key)
+    )
+    if unknown:
+        raise CheckpointError(
+            f"{checkpoint.folder} holds {len(unknown)} tensor(s) that a {config.family} network of this config has no "
+            f"place for: {', '.join(shown(key) for key in unknown[:3])}.",
+            hint="A network that leaves weights out answers wrongly; config.json may belong to another model.",
+        )
+
+
+def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    needed, available = weight_bytes(config, dtype), available_bytes(device)
+    if needed > available:
+        raise OutOfMemoryError(
+            f"The weights take {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}; "
+            f"{available / 2**30:.1f} GiB are available on {device}.",
+            hint="Free memory, use a 16-bit dtype, or take a smaller model.",
+        )
+
+
+def _allocate(plan: LoadPlan, dtype: torch.dtype, device: torch.device) -> CausalLM:
+    model = build_network(plan.config).to(dtype).requires_grad_(False).eval()
+    for place in plan.places.values():
+        stored_fp32 = plan.checkpoint.tensors[place.key].dtype == "F32"
+        if place.kept_fp32 or (place.kept_fp32 is None and stored_fp32):
+            _retype(model, place.parameter, torch.float32)
+    return model.to_empty(device=device)
+
+
+def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(owner_name)
+    value = getattr(owner, leaf).to(dtype)
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if leaf in owner._parameters else value)
+
+
+class _Meter:
+    """Counts bytes read and reports them."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _read(file: FileIO, stored: StoredTensor, target: Tensor, meter: _Meter) -> None:
+    """Fill `target` with a stored tensor: in place where type and device agree, else by a small buffer."""
+    flat = target.view(-1)
+    source = _DTYPES[stored.dtype]
+    direct = source == flat.dtype and flat.device.type == "cpu"
+    length = _BUFFER_BYTES // source.itemsize
+    buffer = None if direct else torch.empty(min(length, flat.numel()), dtype=source)
+    file.seek(stored.offset)
+    for start in range(0, flat.numel(), length):
+        part = flat[start : start + length]
+        values = part if buffer is None else buffer[: part.numel()]
+        read_exactly(file, _bytes_of(values), stored)
+        if buffer is not None:
+            part.copy_(values)
+            _check_range(part, values, stored)
+        meter.add(values.nbytes)
+
+
+def _read_fp8(file: FileIO, stored: StoredTensor, scale: StoredTensor, target: Tensor, meter: _Meter) -> None:
+    """Fill `target [N, M]` with a dequantized matrix, some rows of blocks at a time."""
+    rows, columns = stored.shape
+    factors = torch.empty(scale.shape, dtype=_DTYPES[scale.dtype])
+    with open_file(scale.path) as scale_file:
+        scale_file.seek(scale.offset)
+        read_exactly(scale_file, _bytes_of(factors), scale)
+    factors = factors.float().to(target.device)
+    block = kernels.FP8_BLOCK
+    strip = max(_BUFFER_BYTES // 4 // max(columns, 1) // block, 1) * block
+    buffer = torch.empty((min(strip, rows), columns), dtype=torch.float8_e4m3fn)
+    file.seek(stored.offset)
+    for start in range(0, rows, strip):
+        part = target[start : start + strip]
+        values = buffer[: part.shape[0]]
+        read_exactly(file, _bytes_of(values), stored)
+        wide = kernels.dequantize_fp8_blocks(
+            values.to(target.device), factors[start // block : -(-(start + strip) // block)], torch.float32
+        )
+        part.copy_(wide)
+        _check_range(part, wide, stored)
+        meter.add(values.nbytes)
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _check_range(converted: Tensor, original: Tensor, stored: StoredTensor) -> None:
+    """fp16 ends at 65504: a weight beyond it would become infinite without a word."""
+    if converted.dtype == torch.float16 and original.dtype != torch.float16 and not converted.isfinite().all():
+        raise CheckpointError(
+            f"The {stored} holds values that float16 cannot hold.", hint="Use dtype bfloat16 or float32."
+        )

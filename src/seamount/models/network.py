@@ -1,0 +1,123 @@
+"""The causal language model: embedding, decoder layers, final norm, head; and DeepSeek-V3's multi-token-prediction block.
+
+One network serves the engine and training. Families differ in which attention and which feed-forward network a layer has,
+and both follow from the config.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batch import Batch, Cache, CacheSpec
+from .config import ModelConfig
+from .layers import Angles, Attention, FeedForward, LatentAttention, MixtureOfExperts, RMSNorm
+from .rotary import Rotary
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = LatentAttention(config, config.latent) if config.latent else Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        experts = config.experts
+        self.mlp: nn.Module
+        if experts is not None and index >= experts.num_dense_layers:
+            self.mlp = MixtureOfExperts(config.hidden_size, experts, bias=config.mlp_bias)
+        else:
+            self.mlp = FeedForward(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor, angles: Angles, batch: Batch, cache: tuple[Tensor, ...] | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), angles, batch, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class MtpBlock(nn.Module):
+    """One multi-token-prediction block (arXiv 2412.19437, section 2.2): guesses one token further than the head.
+
+    It shares embedding and head with the model; `forward` returns hidden states ready for `CausalLM.logits`.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.enorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.hnorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.layer = DecoderLayer(config, index)
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        next_embeddings: Tensor,
+        angles: Angles,
+        batch: Batch,
+        cache: tuple[Tensor, ...] | None,
+    ) -> Tensor:
+        joined = torch.cat((self.enorm(next_embeddings), self.hnorm(hidden)), dim=-1)
+        return self.norm(self.layer(self.eh_proj(joined), angles, batch, cache))
+
+
+class CausalLM(nn.Module):
+    """A decoder-only language model of any supported family."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mtp = nn.ModuleList(MtpBlock(config, config.num_layers + i) for i in range(config.num_mtp_layers))
+        rotated = config.latent.qk_rope_head_dim if config.latent else config.head_dim
+        self.rotary = Rotary(config.rope, rotated)
+
+    @property
+    def cache_spec(self) -> CacheSpec:
+        """What the ordinary layers keep per token."""
+        return cache_spec(self.config)
+
+    def hidden_states(self, batch: Batch, cache: Cache | None) -> Tensor:
+        """Run all layers; return `[T, C]` before the final norm."""
+        angles = self.rotary.angles(batch.positions)
+        x = self.embed_tokens(batch.token_ids)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, angles, batch, None if cache is None else cache[index])
+        return x
+
+    def forward(self, batch: Batch, cache: Cache | None) -> Tensor:
+        """Return normalised hidden states `[T, C]`; give the rows of interest to `logits`."""
+        return self.norm(self.hidden_states(batch, cache))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return fp32 logits `[N, vocab_size]` of normalised hidden states `[N, C]`."""
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        return F.linear(hidden, weight).float()
+
+    def mtp_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: Batch) -> Tensor:
+        """Hidden states `[T, C]` of the first MTP block without a cache (training).
+
+        Args:
+            hidden: `[T, C]` from `forward`, after the final norm: what the released MTP weights were trained on.
+            next_token_ids: `[T]`, at each row the token that follows it; the block predicts the one after that.
+        """
+        angles = self.rotary.angles(batch.positions)
+        return self.mtp[0](hidden, self.embed_tokens(next_token_ids), angles, batch, None)
+
+
+def cache_spec(config: ModelConfig) -> CacheSpec:
+    """What a model of this config caches per token."""
+    if config.latent:
+        return CacheSpec(config.num_layers, ((config.latent.kv_lora_rank + config.latent.qk_rope_head_dim,),))
+    shape = (config.num_kv_heads, config.head_dim)
+    return CacheSpec(config.num_layers, (shape, shape))
+
+
+def build_network(config: ModelConfig) -> CausalLM:
+    """Return the network on the meta device: shapes and names, no memory. Loading or initialising gives it values."""
+    with torch.device("meta"):
+        return CausalLM(config)

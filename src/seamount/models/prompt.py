@@ -1,0 +1,325 @@
+"""From a conversation to token ids and from token ids to text, for one checkpoint: `PromptEncoder`.
+
+Called by the server, the engine's `LLM` and the CLI, which see only this of tokenizers and templates. Loads
+no weights and must not import torch: the server's process encodes prompts, and has no use for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError
+
+from .builtin_templates import choose_template
+from .guard import MarkerGuard
+from .messages import prepare_messages
+from .reasoning import THINK_OPEN, Delta, ReasoningParser
+from .template import MAX_TEMPLATE_CHARS, ChatTemplate
+from .tokenizer import Detokenizer, TextTokenizer, read_json_object, read_text
+
+__all__ = ["Delta", "Detokenizer", "EncodedPrompt", "PromptEncoder", "ReasoningParser"]
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty")
+_RESERVED_KWARGS = ("messages", "tools", "continue_final_message", *_NAMED_TOKENS)
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A rendered conversation.
+
+    Attributes:
+        token_ids: what the model reads; never empty.
+        text: the same as text, markers included.
+        starts_in_reasoning: the prompt ends in an open `<think>`, so the answer begins inside the reasoning.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    starts_in_reasoning: bool
+
+
+class PromptEncoder:
+    """Tokenizer, chat template and reasoning parser of one checkpoint. Safe to use from any thread.
+
+    Attributes:
+        vocab_size: highest token id of the tokenizer plus one (the model's output may be padded beyond it).
+        bos_token_id: the beginning-of-sequence token, None where the tokenizer names none.
+        eos_token_ids: every token that ends an answer, by generation_config.json, config.json and the
+            tokenizer.
+        has_chat_template: whether `encode_chat` can be used.
+        template_source: "checkpoint", "built-in NAME", or "none".
+        template_takes_tools: whether the chat template reads `tools`.
+        default_sampling: the checkpoint's recommended temperature, top_p, top_k and repetition_penalty, those
+            it gives; temperature 0 alone where it recommends greedy decoding.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        tokenizer: TextTokenizer,
+        named_tokens: Mapping[str, str],
+        adds_bos: bool,
+        config: Mapping[str, Any],
+        generation_config: Mapping[str, Any],
+        templates: Mapping[str, str],
+    ) -> None:
+        self._folder = folder
+        self._tokenizer = tokenizer
+        self.vocab_size = tokenizer.vocab_size
+        _check_vocab(config, tokenizer, folder)
+        self._named_tokens = named_tokens
+        self.bos_token_id = self._named_id("bos_token")
+        self._adds_bos = adds_bos and self.bos_token_id is not None
+        self.eos_token_ids = self._collect_eos(generation_config, config)
+        self.default_sampling = _default_sampling(generation_config)
+        special = [text for token_id, text in tokenizer.added_tokens.items() if token_id in tokenizer.special_ids]
+        self._guard = MarkerGuard(tokenizer.added_tokens.values(), special)
+        self.template_source = "checkpoint"
+        if not templates:
+            chosen = choose_template(
+                str(config.get("model_type", "")), lambda text: tokenizer.token_id(text) is not None
+            )
+            templates = {} if chosen is None else {"default": chosen[1]}
+            self.template_source = "none" if chosen is None else f"built-in {chosen[0]}"
+        self._templates = {
+            name: ChatTemplate(source, f"{folder} ({self.template_source}, {name})")
+            for name, source in templates.items()
+        }
+        self.has_chat_template = bool(self._templates)
+        self.template_takes_tools = any(_mentions(t.source, "tools") for t in self._templates.values())
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> PromptEncoder:
+        """Read a checkpoint folder's tokenizer, template and defaults.
+
+        Raises:
+            CheckpointError: a file is missing, broken, too large, or contradicts another; names the file.
+            UnsupportedModelError: the tokenizer is of a kind that is not supported.
+        """
+        tokenizer_config = read_json_object(folder / "tokenizer_config.json") or {}
+        special_tokens_map = read_json_object(folder / "special_tokens_map.json") or {}
+        named_tokens = _named_tokens({**special_tokens_map, **tokenizer_config}, folder)
+        return cls(
+            folder=folder,
+            tokenizer=TextTokenizer(folder, named_tokens.values()),
+            named_tokens=named_tokens,
+            adds_bos=tokenizer_config.get("add_bos_token") is True,
+            config=read_json_object(folder / "config.json") or {},
+            generation_config=read_json_object(folder / "generation_config.json") or {},
+            templates=_read_templates(folder, tokenizer_config),
+        )
+
+    def check_template(self) -> None:
+        """Compile the chat template, for a preflight; without one there is nothing to check.
+
+        Raises:
+            CheckpointError: it is not valid Jinja.
+        """
+        for template in self._templates.values():
+            template.check()
+
+    def close(self) -> None:
+        """End the template's child process. Idempotent; collecting the encoder does it too."""
+        for template in self._templates.values():
+            template.close()
+
+    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        """Return the ids of a raw prompt, in which the texts of special tokens stand for the tokens.
+
+        Args:
+            add_special_tokens: put the beginning-of-sequence token in front where the tokenizer does.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequestError("A prompt must be text or token ids.", param="prompt")
+        ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if add_special_tokens and self._adds_bos and self.bos_token_id is not None and ids[:1] != (self.bos_token_id,):
+            return (self.bos_token_id, *ids)
+        return ids
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> EncodedPrompt:
+        """Render a conversation through the chat template and encode it, ready for the answer.
+
+        Markers inside messages, tools and arguments stay letters and never become control tokens; without
+        such the ids equal those of `transformers`' `apply_chat_template(add_generation_prompt=True)`.
+
+        Args:
+            messages: role, content, and where they apply reasoning_content or reasoning, tool_calls,
+                tool_call_id, name.
+            tools: OpenAI's tool schemas.
+            template_kwargs: variables for the template, such as `thinking` or `enable_thinking`.
+
+        Raises:
+            InvalidRequestError: messages, tools or arguments are malformed, or the template refuses or
+                ignores them.
+            CheckpointError: the template itself is broken or breaks its limits.
+            ConfigError: the checkpoint has no chat template.
+        """
+        template = self._template_for(tools)
+        extra = self._checked_kwargs(template_kwargs, template)
+        prepared = prepare_messages(messages, template.source)
+        (prepared, schemas, extra), literals = self._guard.guard(prepared, list(tools) if tools else None, extra)
+        variables = {
+            **self._named_tokens,
+            "documents": None,
+            "add_generation_prompt": True,
+            **extra,
+            "messages": prepared,
+            "tools": schemas,
+        }
+        text = template.render(variables)
+        if literals:
+            token_ids = self._tokenizer.encode_guarded(text, literals)
+            text = text.translate({ord(placeholder): first for placeholder, first in literals.items()})
+        else:
+            token_ids = self._tokenizer.encode(text, add_special_tokens=False)
+        if not token_ids:
+            raise InvalidRequestError("The chat template makes an empty prompt of these messages.", param="messages")
+        return EncodedPrompt(token_ids, text, starts_in_reasoning=text.rstrip().endswith(THINK_OPEN))
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids; `<think>` and `</think>` are kept in any case."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """Return one token's text; U+FFFD where it holds part of a character."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return one token's bytes; empty for an id that the tokenizer does not know."""
+        return self._tokenizer.token_bytes(token_id)
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
+        """Return an incremental detokenizer for one sequence."""
+        return self._tokenizer.detokenizer(skip_special_tokens=skip_special_tokens)
+
+    def reasoning_parser(self, *, starts_in_reasoning: bool) -> ReasoningParser:
+        """Return an incremental splitter of reasoning and answer for one sequence."""
+        return ReasoningParser(starts_in_reasoning=starts_in_reasoning)
+
+    def _template_for(self, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
+        if not self._templates:
+            raise ConfigError(
+                f"{self._folder} has no chat template, and its tokenizer shows no known chat format.",
+                hint="Use /v1/completions, or put a chat_template.jinja into the folder.",
+            )
+        if tools and not (
+            isinstance(tools, Sequence) and not isinstance(tools, str) and all(isinstance(t, Mapping) for t in tools)
+        ):
+            raise InvalidRequestError("tools must be a list of objects.", param="tools")
+        if tools and not self.template_takes_tools:
+            raise InvalidRequestError("This model's chat template takes no tools.", param="tools")
+        if tools and "tool_use" in self._templates:
+            return self._templates["tool_use"]
+        return self._templates["default"]
+
+    def _checked_kwargs(self, template_kwargs: Mapping[str, Any] | None, template: ChatTemplate) -> dict[str, Any]:
+        extra = dict(template_kwargs or {})
+        for name in extra:
+            if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED_KWARGS:
+                raise InvalidRequestError(
+                    f"The template argument {name!r} cannot be set.", param="chat_template_kwargs"
+                )
+            if name != "add_generation_prompt" and not _mentions(template.source, name):
+                raise InvalidRequestError(
+                    f"This model's chat template has no argument {name!r}.",
+                    hint="It would be ignored; leave it out.",
+                    param="chat_template_kwargs",
+                )
+        return extra
+
+    def _named_id(self, name: str) -> int | None:
+        text = self._named_tokens.get(name)
+        return None if text is None else self._tokenizer.token_id(text)
+
+    def _collect_eos(self, *configs: Mapping[str, Any]) -> tuple[int, ...]:
+        found: list[int] = []
+        for config in configs:
+            value = config.get("eos_token_id")
+            found.extend(value if isinstance(value, list) else [] if value is None else [value])
+        named = self._named_id("eos_token")
+        if named is not None:
+            found.append(named)
+        for token_id in found:
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < 2**31:
+                raise CheckpointError(f"{self._folder}: eos_token_id holds {token_id!r}, which is no token id.")
+        return tuple(dict.fromkeys(found))
+
+
+def _read_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the checkpoint's templates by name, a lone one as "default"; files win over the config."""
+    found: dict[str, str] = {}
+    limit_bytes = 4 * MAX_TEMPLATE_CHARS
+    single = read_text(folder / "chat_template.jinja", limit_bytes)
+    if single is not None:
+        found["default"] = single
+        tool_use = read_text(folder / "chat_templates" / "tool_use.jinja", limit_bytes)
+        if tool_use is not None:
+            found["tool_use"] = tool_use
+        return found
+    where = folder / "tokenizer_config.json"
+    value = tokenizer_config.get("chat_template")
+    if value is None:
+        where = folder / "chat_template.json"
+        value = (read_json_object(where, 2 * limit_bytes) or {}).get("chat_template")
+    if value is None:
+        return found
+    if isinstance(value, str):
+        return {"default": value}
+    if isinstance(value, list):
+        value = {e.get("name"): e.get("template") for e in value if isinstance(e, dict)}
+    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+        raise CheckpointError(f"{where}: chat_template is neither text nor a list of named templates.")
+    if "default" not in value:
+        raise CheckpointError(f"{where}: chat_template has no default among {sorted(value)}.")
+    return value
+
+
+def _named_tokens(tokenizer_config: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    named = {}
+    for name in _NAMED_TOKENS:
+        value = tokenizer_config.get(name)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: {name} must be text, not {value!r:.80}.")
+        named[name] = value
+    return named
+
+
+def _check_vocab(config: Mapping[str, Any], tokenizer: TextTokenizer, folder: Path) -> None:
+    size = config.get("vocab_size")
+    if isinstance(size, int) and not isinstance(size, bool) and tokenizer.vocab_size > size:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'} makes token ids up to {tokenizer.vocab_size - 1}, but vocab_size in "
+            f"config.json is {size}.",
+            hint="Tokenizer and weights come from different models.",
+        )
+
+
+def _default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
+    if generation_config.get("do_sample") is False:
+        return {"temperature": 0.0}
+    found: dict[str, float] = {}
+    for name in _SAMPLING_FIELDS:
+        value = generation_config.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[name] = value
+    return found
+
+
+def _mentions(source: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", source) is not None

@@ -1,0 +1,210 @@
+"""Renders chat templates, which are programs from strangers' checkpoints, at arm's length.
+
+Called by `models.prompt`. Knows nothing of tokens or of message schemas.
+
+Why a child process: Jinja's sandbox stops attribute escapes but neither endless loops nor huge strings, and no
+thread of a Python process can be stopped from outside. A small child (`_template_sandbox`), started with the first
+render and kept, is limited by the kernel (processor time, memory, no files, no processes) and can simply be
+ended. It costs about a tenth of a second once, a few MB, and well under a millisecond per render.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from seamount.core.errors import BackendError, CheckpointError, InvalidRequestError
+
+CPU_LIMIT_S = 2.0
+WALL_LIMIT_S = 20.0  # for a child that waits instead of working; generous, since a busy machine must not trip it
+MEMORY_LIMIT_BYTES = 1 << 30
+MAX_TEXT_CHARS = 32 << 20
+MAX_TEMPLATE_CHARS = 1 << 20
+_SANDBOX = Path(__file__).with_name("_template_sandbox.py")
+
+
+class ChatTemplate:
+    """One chat template and the child that renders it. Safe to call from any thread; renders take turns.
+
+    Args:
+        source: the Jinja text.
+        name: where it comes from, for error messages ("tokenizer_config.json of ...").
+        cpu_limit_s, memory_limit_bytes: per render, and for the child.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        *,
+        cpu_limit_s: float = CPU_LIMIT_S,
+        memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    ) -> None:
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise CheckpointError(
+                f"The chat template in {name} has {len(source)} characters, over {MAX_TEMPLATE_CHARS}."
+            )
+        self.source = source
+        self.name = name
+        self._cpu_limit_s = cpu_limit_s
+        self._memory_limit_bytes = memory_limit_bytes
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+
+    def check(self) -> None:
+        """Compile the template, starting the child.
+
+        Raises:
+            CheckpointError: it is no valid template, or compiling it breaks the limits.
+        """
+        with self._lock:
+            self._ready_child()
+
+    def render(self, variables: Mapping[str, Any]) -> str:
+        """Return the template's text for these variables (JSON values only).
+
+        Raises:
+            InvalidRequestError: the template refuses the messages (`raise_exception`), or fails on them.
+            CheckpointError: the template is broken, reaches for what the sandbox forbids, or breaks its
+                limits.
+        """
+        try:
+            job = json.dumps({"variables": variables, "now": datetime.now().isoformat()}).encode()
+        except (TypeError, ValueError, RecursionError) as cause:
+            raise InvalidRequestError(f"Messages, tools and template arguments must be JSON: {cause}.") from cause
+        with self._lock:
+            answer = self._ready_child().ask(job)
+            if answer is None:
+                self._drop_child()
+                raise self._limit_error(f"it did not finish in {self._cpu_limit_s:g} s or ended its process")
+        return self._text(answer)
+
+    def close(self) -> None:
+        """End the child. The template can still be used; it starts another. Idempotent."""
+        with self._lock:
+            self._drop_child()
+
+    def _ready_child(self) -> _Child:
+        if self._child is not None and self._child.is_usable():
+            return self._child
+        self._drop_child()
+        child = _Child()
+        order = {
+            "template": self.source,
+            "cpu_s": self._cpu_limit_s,
+            "memory": self._memory_limit_bytes,
+            "max_chars": MAX_TEXT_CHARS,
+        }
+        answer = child.ask(json.dumps(order).encode())
+        if answer is None or "error" in answer:
+            child.close()
+        if answer is None:
+            raise self._limit_error(f"it did not compile in {self._cpu_limit_s:g} s or ended its process")
+        self._text(answer)
+        self._child = child
+        return child
+
+    def _drop_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def _text(self, answer: dict[str, str]) -> str:
+        kind = answer.get("error")
+        if kind is None:
+            return answer["text"]
+        message = answer["message"].rstrip(".")
+        if kind == "raised":
+            raise InvalidRequestError(f"The chat template refuses the messages: {message}.", param="messages")
+        if kind == "render":
+            raise InvalidRequestError(
+                f"The chat template cannot render these messages ({message}).",
+                hint="Check roles, content and tool calls; the model's template may not support one of them.",
+                param="messages",
+            )
+        if kind == "limit":
+            raise self._limit_error(message)
+        if kind == "security":
+            raise CheckpointError(
+                f"The chat template in {self.name} reaches for what the sandbox forbids ({message}).",
+                hint="Do not use this checkpoint's template; it may be hostile.",
+            )
+        raise CheckpointError(f"The chat template in {self.name} is not valid Jinja ({message}).")
+
+    def _limit_error(self, problem: str) -> CheckpointError:
+        return CheckpointError(
+            f"The chat template in {self.name} broke its limits: {problem}.",
+            hint="It loops or writes without end for this input; mend or replace it.",
+        )
+
+
+class _Child:
+    """A running sandbox process and its pipes."""
+
+    def __init__(self) -> None:
+        if not sys.executable:
+            raise BackendError("The Python interpreter's path is unknown, so chat templates cannot be rendered.")
+        self._pid = os.getpid()
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(_SANDBOX)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+        )
+        self._close = weakref.finalize(self, _end, self._process, self._pid)
+
+    def is_usable(self) -> bool:
+        """False after its end, and in a fork of the process that started it: two cannot share pipes."""
+        return self._pid == os.getpid() and self._process.poll() is None
+
+    def ask(self, message: bytes) -> dict[str, str] | None:
+        """Send one message and return the answer; None when the child ended instead."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        if stdin is None or stdout is None:
+            return None
+        watchdog = threading.Timer(WALL_LIMIT_S, self._process.kill)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            stdin.write(struct.pack(">I", len(message)) + message)
+            stdin.flush()
+            header = stdout.read(4)
+            if len(header) < 4:
+                return None
+            body = stdout.read(struct.unpack(">I", header)[0])
+        except OSError:  # the pipe broke: the child was ended while it read
+            return None
+        finally:
+            watchdog.cancel()
+        try:
+            answer = json.loads(body)
+        except ValueError:  # cut off in the middle
+            return None
+        return answer if isinstance(answer, dict) else None
+
+    def close(self) -> None:
+        """End the process. Idempotent."""
+        self._close()
+
+
+def _end(process: subprocess.Popen[bytes], pid: int) -> None:
+    if pid != os.getpid():
+        return  # a fork's copy: the process belongs to the parent
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                continue  # unsent bytes for a process that is gone

@@ -1,0 +1,170 @@
+"""The one table from errors to HTTP: status, OpenAI body, retry headers.
+
+Used by the app's exception handlers, by the middleware and by streams that fail midway. A body holds the error's own
+words and never what the caller sent: prompts stay out of errors and logs.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from seamount.core import errors as core
+
+_log = logging.getLogger(__name__)
+
+_INVALID = "invalid_request_error"
+_SERVER = "server_error"
+_BUSY = "service_unavailable"
+
+# The first row whose class fits wins, so children stand before their parents.
+_STATUS: tuple[tuple[type[core.SeamountError], int, str], ...] = (
+    (core.NotFoundError, 404, _INVALID),
+    (core.RequestError, 400, _INVALID),
+    (core.CapacityError, 503, _BUSY),
+    (core.WorkerDiedError, 503, _BUSY),
+    (core.BackendError, 502, _SERVER),
+    (core.SeamountError, 500, _SERVER),
+)
+
+# What the framework answers by itself: status to (type, code, message).
+_FRAMEWORK: dict[int, tuple[str, str, str]] = {
+    400: (_INVALID, "invalid_body", "The body could not be read as JSON."),
+    403: ("permission_error", "forbidden", "This is not permitted."),
+    404: (_INVALID, "not_found", "There is no such route."),
+    405: (_INVALID, "method_not_allowed", "This route does not answer that method."),
+    413: (_INVALID, "body_too_large", "The body is too large."),
+    500: (_SERVER, "internal_error", "The server failed on this request; its log says where."),
+}
+_DEFAULT_RETRY_S = 1.0
+_MAX_MESSAGE = 600
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection; there is nobody to answer."""
+
+
+def error_body(error: core.SeamountError) -> dict[str, Any]:
+    """Return OpenAI's error object for a typed error, its hint appended to the message."""
+    message = f"{error.message} {error.hint}" if error.hint else error.message
+    _, kind = _row(error)
+    return _body(message, kind, error.code, error.param)
+
+
+def error_response(error: core.SeamountError) -> JSONResponse:
+    """Return the whole answer for a typed error.
+
+    Official clients retry every 5xx unless told otherwise: `x-should-retry` tells them whether waiting helps.
+    """
+    status, _ = _row(error)
+    headers: dict[str, str] = {}
+    if status == 503:
+        wait_s = _DEFAULT_RETRY_S if error.retry_after is None else max(error.retry_after, 0.0)
+        headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if status >= 500:
+        headers["x-should-retry"] = "true" if status == 503 else "false"
+    return JSONResponse({"error": error_body(error)}, status, headers)
+
+
+def framework_response(
+    status: int, *, message: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error that has no typed error behind it: routing, framing, an unforeseen failure."""
+    kind, code, default = _FRAMEWORK.get(status, _FRAMEWORK[500] if status >= 500 else _FRAMEWORK[400])
+    more = {"x-should-retry": "false"} if status >= 500 else {}
+    return JSONResponse({"error": _body(message or default, kind, code, None)}, status, {**(headers or {}), **more})
+
+
+def install(app: FastAPI) -> None:
+    """Give the app handlers for every error that a route can end in."""
+    app.add_exception_handler(core.SeamountError, _on_seamount)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(ClientGoneError, _on_gone)
+
+
+def validation_error(problems: Sequence[Mapping[str, Any]]) -> core.InvalidRequestError:
+    """Turn pydantic's list of problems into one error that names one field and says what is wrong with it."""
+    problem = _most_telling(problems)
+    kind = problem["type"]
+    if kind == "json_invalid":
+        return core.InvalidRequestError(
+            f"The body is not valid JSON (near character {problem['loc'][-1]}).", code="invalid_json"
+        )
+    param = _param(problem["loc"])
+    if not param:
+        return core.InvalidRequestError(
+            "The body must be a JSON object, sent as application/json.", code="invalid_body"
+        )
+    if kind == "extra_forbidden":
+        return core.InvalidRequestError(f"Unknown parameter: {param}.", param=param, code="unknown_parameter")
+    if kind == "missing":
+        return core.InvalidRequestError(f"{param} is required.", param=param, code="missing_parameter")
+    if kind == "unsupported_parameter":
+        return core.InvalidRequestError(f"{param} {problem['msg']}", param=param, code="unsupported_parameter")
+    return core.InvalidRequestError(f"{param}: {problem['msg']}."[:_MAX_MESSAGE], param=param)
+
+
+def log_failure(error: BaseException) -> None:
+    """Log where an unforeseen error arose, without its words: those may hold what a caller sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = " < ".join(f"{frame.filename}:{frame.lineno} {frame.name}" for frame in reversed(frames[-8:]))
+    _log.error("Unforeseen %s at %s", type(error).__name__, where)
+
+
+def _row(error: core.SeamountError) -> tuple[int, str]:
+    return next((status, kind) for cls, status, kind in _STATUS if isinstance(error, cls))
+
+
+def _body(message: str, kind: str, code: str, param: str | None) -> dict[str, Any]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+def _most_telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """A union reports each of its arms; the arm that got furthest is the one that the caller meant."""
+    first = problems[0]
+    same_field = [p for p in problems if p["loc"][:4] == first["loc"][:4]]
+    return max(same_field, key=lambda p: len(p["loc"]))
+
+
+# pydantic puts the arm of a union into a location: these are no field names below the first level.
+_ARMS = {"str", "int", "float", "bool", "dict", "system", "developer", "user", "assistant", "tool"}
+
+
+def _param(location: Sequence[str | int]) -> str:
+    """Return `messages[0].content` for ("body", "messages", 0, "user", "content", "str")."""
+    path = ""
+    for depth, part in enumerate(location[1:]):
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif depth == 0 or (part not in _ARMS and "[" not in part):
+            path += f".{part}" if path else part
+    return path[:200]
+
+
+async def _on_seamount(request: Request, error: Exception) -> Response:
+    return error_response(error) if isinstance(error, core.SeamountError) else framework_response(500)
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    problems = error.errors() if isinstance(error, RequestValidationError) else []
+    return error_response(validation_error(problems))
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return framework_response(500)
+    return framework_response(error.status_code, headers=error.headers)
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    # nginx's number for "the client closed the request"; only logs ever see it.
+    return Response(status_code=499)

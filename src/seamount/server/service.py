@@ -1,0 +1,218 @@
+"""The engine as the routes see it: its life, whether it takes requests, and the chunks of one request.
+
+Made by `app.create_app`, driven by the app's lifespan and by `serve.run_server`. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from seamount.core.errors import (
+    CapacityError,
+    ContextTooLongError,
+    DrainingError,
+    EngineError,
+    InvalidRequestError,
+    NotFoundError,
+    SeamountError,
+    error_from_fields,
+)
+from seamount.core.ports import Engine
+from seamount.core.requests import Chunk, EngineState, ModelFacts, Request
+from seamount.core.settings import ServerConfig
+
+from .encoder import Encoder
+from .metrics import Metrics
+
+_WAIT_S = {"starting": 2.0, "restarting": 1.0}
+_REASONS: dict[EngineState, str] = {
+    "starting": "The model is still being loaded.",
+    "restarting": "The engine's worker ended and is being started again.",
+    "draining": "The server is stopping and takes no new requests.",
+    "failed": "The engine could not be started; the server's log says why.",
+    "closed": "The server is stopping and takes no new requests.",
+}
+
+
+class Service:
+    """One engine and its encoder, behind one server.
+
+    Attributes:
+        created_s: Unix time of this object's making: the `created` of its model.
+        started: done when the engine is ready; holds the error when it could not start.
+        num_active: requests that are being answered.
+    """
+
+    def __init__(self, engine: Engine, encoder: Encoder, config: ServerConfig) -> None:
+        self.engine = engine
+        self.encoder = encoder
+        self.config = config
+        self.metrics = Metrics()
+        self.created_s = self.now_s()
+        self.started: asyncio.Task[None] | None = None
+        self.num_active = 0
+        self._facts: ModelFacts | None = None
+        self._draining = False
+
+    def start(self) -> None:
+        """Begin to start the engine; the probes answer meanwhile."""
+        self.started = asyncio.create_task(self._start())
+
+    async def _start(self) -> None:
+        self._facts = await self.engine.start()
+
+    async def close(self) -> None:
+        """Stop the engine. Idempotent."""
+        self._draining = True
+        if self.started is not None:
+            self.started.cancel()
+            await asyncio.gather(self.started, return_exceptions=True)
+        await self.engine.close()
+
+    def begin_drain(self) -> None:
+        """Take no new requests from now on."""
+        self._draining = True
+
+    def enter(self) -> None:
+        """A request begins."""
+        self.num_active += 1
+
+    def leave(self) -> None:
+        """A request is over, whatever became of it."""
+        self.num_active -= 1
+
+    def state(self) -> EngineState:
+        """Return where the server is in its life."""
+        if self._draining:
+            return "draining"
+        state = self.engine.state()
+        return "starting" if state == "ready" and self._facts is None else state
+
+    def not_ready(self) -> SeamountError | None:
+        """Return why no request is taken now; None when ready."""
+        state = self.state()
+        if state == "ready":
+            return None
+        if state in ("draining", "closed"):
+            return DrainingError(_REASONS[state])
+        return CapacityError(_REASONS[state], code=state, retry_after=_WAIT_S.get(state))
+
+    def facts(self) -> ModelFacts:
+        """Return what the engine said of itself when it started.
+
+        Raises:
+            CapacityError: it has not started yet.
+        """
+        if self._facts is None:
+            raise self.not_ready() or CapacityError(_REASONS["starting"], code="starting", retry_after=2.0)
+        return self._facts
+
+    def now_s(self) -> int:
+        """Return the Unix time, for an answer's `created`."""
+        return int(time.time())
+
+    def model_name(self) -> str:
+        """Return the name that clients use; empty before it is known."""
+        return self.config.served_model_name or (self._facts.name if self._facts else "")
+
+    def check_model(self, name: str) -> None:
+        """Check that `name` is the model that is served.
+
+        Raises:
+            NotFoundError: it is not.
+        """
+        if name != self.model_name():
+            raise NotFoundError(
+                "There is no model of that name here.",
+                hint=f"The model is called {self.model_name()!r}; /v1/models lists it.",
+                code="model_not_found",
+                param="model",
+            )
+
+    def admit(self, model: str) -> None:
+        """Check that a request for this model can be taken now.
+
+        Raises:
+            SeamountError: why not.
+        """
+        reason = self.not_ready()
+        # While a dead worker is started again, the engine lets requests wait for it.
+        if reason is not None and self.state() != "restarting":
+            raise reason
+        self.check_model(model)
+
+    def check_prompt(self, token_ids: Sequence[int], limit: tuple[str, int] | None, *, param: str) -> None:
+        """Check a prompt against the model.
+
+        Args:
+            limit: name and value of the limit on output that the caller set; None: up to the context.
+            param: the request's field that holds the prompt.
+
+        Raises:
+            InvalidRequestError: it is empty, or a token id is none of the model's.
+            ContextTooLongError: it does not fit, alone or with the output asked for.
+        """
+        facts = self.facts()
+        if not token_ids:
+            raise InvalidRequestError("The prompt is empty.", param=param)
+        if max(token_ids) >= facts.vocab_size:
+            raise InvalidRequestError(
+                f"A token id is {max(token_ids)}; the model's vocabulary ends at {facts.vocab_size - 1}.", param=param
+            )
+        context, length = facts.max_model_len, len(token_ids)
+        if length >= context:
+            raise ContextTooLongError(
+                f"The prompt has {length} tokens; the model's context is {context} tokens, prompt and answer together.",
+                hint="Shorten the messages or the prompt.",
+                param=param,
+            )
+        if limit is not None and length + limit[1] > context:
+            raise ContextTooLongError(
+                f"The prompt has {length} tokens and {limit[0]} is {limit[1]}; together they are more than the model's "
+                f"context of {context} tokens.",
+                hint=f"Shorten the prompt, or set {limit[0]} to at most {context - length}.",
+                param=limit[0],
+            )
+
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Yield the engine's chunks of one request, observed for metrics.
+
+        Raises:
+            SeamountError: the engine failed, or was closed, before the end.
+        """
+        timer = self.metrics.timer(self.model_name(), len(request.prompt_token_ids))
+        code = "client_gone"  # stays so when the generator is closed early
+        try:
+            async with aclosing(self.engine.generate(request)) as chunks:
+                async for chunk in chunks:
+                    timer.observe(chunk)
+                    if chunk.finish_reason == "error":
+                        raise _chunk_error(chunk)
+                    if chunk.finish_reason == "abort":
+                        raise self.not_ready() or EngineError("The engine gave the request up.", code="aborted")
+                    yield chunk
+            code = ""
+        except SeamountError as error:
+            code = error.code
+            raise
+        finally:
+            if code:
+                timer.fail(code)
+            else:
+                timer.finish()
+
+
+def _chunk_error(chunk: Chunk) -> SeamountError:
+    fields = chunk.error or {}
+    retry_after = fields.get("retry_after")
+    return error_from_fields(
+        kind=str(fields.get("kind", "EngineError")),
+        code=str(fields.get("code", EngineError.code)),
+        message=str(fields.get("message", "The engine could not finish the request.")),
+        hint=None if fields.get("hint") is None else str(fields["hint"]),
+        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        param=None if fields.get("param") is None else str(fields["param"]),
+    )

@@ -1,0 +1,1 @@
+"""Schemas of what crosses the wire, in OpenAI's words."""

@@ -1,0 +1,289 @@
+"""Schemas of /v1/chat/completions: the request, the answer, the chunk of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from seamount.core.errors import InvalidRequestError
+from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
+
+from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel
+
+MAX_MESSAGES = 4096
+FinishReason = Literal["stop", "length"]
+
+
+def _text_only(value: Any) -> Any:
+    if value == "text":
+        return value
+    raise PydanticCustomError("unsupported_part", "only parts of type text are supported; this model reads no images")
+
+
+class TextPart(WireModel):
+    """A piece of a message's text."""
+
+    type: Annotated[Literal["text"], BeforeValidator(_text_only)]
+    text: str
+
+
+Content = str | list[TextPart]
+
+
+class SystemMessage(WireModel):
+    """Instructions."""
+
+    role: Literal["system"]
+    content: Content
+    name: str | None = None
+
+
+class DeveloperMessage(WireModel):
+    """Instructions, by OpenAI's newer name; templates see the role system."""
+
+    role: Literal["developer"]
+    content: Content
+    name: str | None = None
+
+
+class UserMessage(WireModel):
+    """What the user says."""
+
+    role: Literal["user"]
+    content: Content
+    name: str | None = None
+
+
+class CalledFunction(WireModel):
+    """A call that an earlier answer made."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(WireModel):
+    """One tool call in an earlier answer."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class AssistantMessage(WireModel):
+    """An earlier answer. Its reasoning may come under either of the field's two names."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    name: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: None = None
+
+
+class ToolMessage(WireModel):
+    """What a tool returned."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str
+    name: str | None = None
+
+
+Message = Annotated[
+    SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class ChatRequest(SamplingFields):
+    """A chat to continue."""
+
+    ignored_names: ClassVar[frozenset[str]] = frozenset(
+        {
+            "metadata",
+            "moderation",
+            "parallel_tool_calls",
+            "prompt_cache_key",
+            "prompt_cache_options",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "user",
+        }
+    )
+
+    refusals: ClassVar[Mapping[str, Refusal]] = {
+        "tools": Refusal("is not supported yet."),
+        "tool_choice": Refusal("is not supported yet.", ("none",)),
+        "functions": Refusal("is not supported: it is deprecated."),
+        "function_call": Refusal("is not supported: it is deprecated.", ("none",)),
+        "response_format": Refusal("is not supported yet, other than {'type': 'text'}.", ({"type": "text"},)),
+        "modalities": Refusal("is not supported, other than ['text'].", (["text"],)),
+        "audio": Refusal("is not supported: this model neither hears nor speaks."),
+        "prediction": Refusal("is not supported."),
+        "reasoning_effort": Refusal(
+            "is not supported: the model thinks or does not; use chat_template_kwargs {'thinking': true}."
+        ),
+        "verbosity": Refusal("is not supported: ask for it in the prompt."),
+        "web_search_options": Refusal("is not supported: no request leaves this machine."),
+    }
+
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32, description="As max_tokens; it wins.")
+    logprobs: bool | None = Field(None, description="Report log-probabilities of the answer's tokens.")
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most probable tokens per position.")
+    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = Field(
+        None, max_length=32, description="Switches of the model's chat template, for instance thinking."
+    )
+
+    metadata: IGNORED = None
+    moderation: IGNORED = None
+    parallel_tool_calls: IGNORED = None
+    prompt_cache_key: IGNORED = None
+    prompt_cache_options: IGNORED = None
+    prompt_cache_retention: IGNORED = None
+    safety_identifier: IGNORED = None
+    service_tier: IGNORED = None
+    store: IGNORED = None
+
+    tools: REFUSED = None
+    tool_choice: REFUSED = None
+    functions: REFUSED = None
+    function_call: REFUSED = None
+    response_format: REFUSED = None
+    modalities: REFUSED = None
+    audio: REFUSED = None
+    prediction: REFUSED = None
+    reasoning_effort: REFUSED = None
+    verbosity: REFUSED = None
+    web_search_options: REFUSED = None
+
+    @property
+    def token_limit(self) -> tuple[str, int] | None:
+        """Return the name and value of the given limit on output."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+
+    def sampling(self, defaults: Mapping[str, Any]) -> SamplingParams:
+        """Return the sampling parameters; `defaults` are the checkpoint's recommendations.
+
+        Raises:
+            InvalidRequestError: a value is out of range, or two contradict each other.
+        """
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+        count = (self.top_logprobs or 0) if self.logprobs else None
+        limit = self.token_limit
+        return self._sampling(defaults, max_tokens=limit[1] if limit else None, logprobs=count)
+
+    def template_messages(self) -> list[dict[str, Any]]:
+        """Return the messages as chat templates read them: text joined, reasoning under one name."""
+        return [_template_message(message) for message in self.messages]
+
+
+def _template_message(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role}
+    plain["content"] = _text(message.content)
+    if message.name is not None:
+        plain["name"] = message.name
+    if isinstance(message, ToolMessage):
+        plain["tool_call_id"] = message.tool_call_id
+    if isinstance(message, AssistantMessage):
+        reasoning = message.reasoning_content or message.reasoning
+        if reasoning:
+            plain["reasoning_content"] = reasoning
+        if message.tool_calls:
+            plain["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    return plain
+
+
+def _text(content: Content | None) -> str | None:
+    """Join the parts of a message: a line each, as the field does."""
+    return "\n".join(part.text for part in content) if isinstance(content, list) else content
+
+
+class TopLogprob(WireModel):
+    """A token that could have stood at a position."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TopLogprob):
+    """The token that stands at a position, and the most probable ones."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(WireModel):
+    """Log-probabilities of all generated tokens, reasoning included."""
+
+    content: list[ContentLogprob]
+    refusal: None = None
+
+
+class ChatMessage(WireModel):
+    """The answer."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: None = None
+
+
+class ChatChoice(WireModel):
+    """One answer of `n`."""
+
+    index: int
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None = None
+
+
+class ChatResponse(WireModel):
+    """The whole answer."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class ChatDelta(WireModel):
+    """What a chunk adds to an answer."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+
+
+class ChatChunkChoice(WireModel):
+    """A chunk's part of one answer."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+
+
+class ChatChunk(WireModel):
+    """One event of a streamed answer."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None

@@ -1,0 +1,172 @@
+"""What both completion schemas share: strictness, sampling fields, refused and ignored parameters, usage.
+
+Used by `wire.chat` and `wire.completions`. Every parameter of OpenAI's API is in exactly one of three classes:
+honoured, refused (400, naming it), or ignored because no answer depends on it (listed in the header
+`x-seamount-ignored`). Anything else is unknown, and refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from seamount.core.errors import InvalidRequestError
+from seamount.core.sampling import MAX_N, MAX_STOP_STRINGS, SamplingParams
+
+MAX_INT32 = 2**31 - 1
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+
+_NOTHING: tuple[Any, ...] = (None, [], {}, "", False)
+
+
+class WireModel(BaseModel):
+    """Strict: no coercion of types, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+IGNORED = Annotated[Any, Field(description="Accepted without effect; listed in the header x-seamount-ignored.")]
+REFUSED = Annotated[Any, Field(description="Not supported: any value that asks for something is refused.")]
+
+
+class Refusal(NamedTuple):
+    """Why a parameter is refused.
+
+    Attributes:
+        why: ends the sentence that the parameter's name begins.
+        allowed: values that ask for what happens anyway.
+    """
+
+    why: str
+    allowed: tuple[Any, ...] = ()
+
+
+class StreamOptions(WireModel):
+    """How to stream."""
+
+    include_usage: bool | None = Field(None, description="Send a last chunk with usage and no choices.")
+    include_obfuscation: IGNORED = None
+
+
+class SamplingFields(WireModel):
+    """Parameters of both endpoints that decide how tokens are chosen."""
+
+    ignored_names: ClassVar[frozenset[str]]
+    refusals: ClassVar[Mapping[str, Refusal]]
+
+    model: str = Field(max_length=512, description="A name that /v1/models lists.")
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32, description="Most tokens to generate.")
+    temperature: float | None = Field(None, ge=0, le=100, description="0 always takes the most probable token.")
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_N, description="Answers per prompt.")
+    stop: str | list[str] | None = Field(None, description=f"At most {MAX_STOP_STRINGS} strings that end the answer.")
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Makes the answer repeatable.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(None, description="Token id to what is added to its logit.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: IGNORED = None
+
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32, description="0 or -1 keeps all tokens.")
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    min_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=256)
+    ignore_eos: bool | None = Field(None, description="Go on past end-of-sequence tokens.")
+    skip_special_tokens: bool | None = Field(None, description="Leave special tokens out of text; true by default.")
+
+    @field_validator("*")
+    @classmethod
+    def _refuse(cls, value: Any, info: ValidationInfo) -> Any:
+        refusal = cls.refusals.get(info.field_name or "")
+        if refusal is None or value in _NOTHING or value in refusal.allowed:
+            return value
+        raise PydanticCustomError("unsupported_parameter", "{why}", {"why": refusal.why})
+
+    def ignored(self) -> list[str]:
+        """Return the names of given parameters that have no effect."""
+        given = [name for name in sorted(self.ignored_names) if getattr(self, name) not in _NOTHING]
+        if self.stream_options is not None and self.stream_options.include_obfuscation not in _NOTHING:
+            given.append("stream_options.include_obfuscation")
+        return given
+
+    @property
+    def wants_usage(self) -> bool:
+        """True when a stream shall end with usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def _sampling(self, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """Join what was given, what the checkpoint recommends (`defaults`) and the API's own defaults.
+
+        Raises:
+            InvalidRequestError: a value is out of range, or two contradict each other.
+        """
+        fields: dict[str, Any] = {name: defaults[name] for name in _RECOMMENDED if name in defaults}
+        fields.update({name: value for name in _PLAIN if (value := getattr(self, name)) is not None})
+        fields["top_k"] = max(fields.get("top_k", 0), 0)
+        if self.stop is not None:
+            fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if self.logit_bias:
+            fields["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **fields)
+
+
+# What a checkpoint's generation_config.json may recommend.
+_RECOMMENDED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_PLAIN = (
+    *_RECOMMENDED,
+    "n",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "stop_token_ids",
+    "ignore_eos",
+)
+
+
+def _token_id(key: str) -> int:
+    if not key.isascii() or not key.isdigit() or len(key) > 10:
+        raise InvalidRequestError("logit_bias must have token ids as keys.", param="logit_bias")
+    return int(key)
+
+
+class PromptTokensDetails(WireModel):
+    """Where the prompt's tokens came from."""
+
+    cached_tokens: int
+
+
+class CompletionTokensDetails(WireModel):
+    """What the answer's tokens were."""
+
+    reasoning_tokens: int
+
+
+class Usage(WireModel):
+    """Tokens that a request took."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class ErrorObject(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: ErrorObject

@@ -1,0 +1,77 @@
+"""A model's name or path leads to its folder, or to an error that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from seamount.core.errors import CheckpointError, NotFoundError, UnsupportedModelError
+from seamount.models import locate
+from seamount.models.locate import embedded_models, locate_model
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_checkpoint_folder_is_found(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate_model(str(checkpoint)) == checkpoint
+    monkeypatch.chdir(checkpoint.parent)
+    assert locate_model("model").resolve() == checkpoint.resolve()
+    monkeypatch.setenv("HOME", str(checkpoint.parent))
+    assert locate_model("~/model") == checkpoint
+
+
+def test_an_embedded_model_is_found_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "_EMBEDDED", checkpoint.parent)
+    assert embedded_models() == ("model",)
+    assert locate_model("model") == checkpoint
+    with pytest.raises(NotFoundError, match="nosuch") as caught:
+        locate_model("nosuch")
+    assert caught.value.hint and "model" in caught.value.hint
+
+
+def test_no_embedded_models_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locate, "_EMBEDDED", tmp_path / "none")
+    assert embedded_models() == ()
+
+
+def test_a_hub_id_is_not_downloaded() -> None:
+    with pytest.raises(NotFoundError) as caught:
+        locate_model("deepseek-ai/DeepSeek-V2-Lite")
+    assert caught.value.hint and "does not download" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["", "  ", "/no/such/folder", "../nowhere", "x" * 5000, "a\0b"])
+def test_nothing_of_this_name(name: str) -> None:
+    with pytest.raises(NotFoundError):
+        locate_model(name)
+
+
+def test_a_file_is_not_a_folder(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="is a file") as caught:
+        locate_model(str(checkpoint / "config.json"))
+    assert caught.value.hint and str(checkpoint) in caught.value.hint
+
+
+def test_folders_without_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no config\.json") as caught:
+        locate_model(str(tmp_path))
+    assert caught.value.hint and str(checkpoint) in caught.value.hint
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(CheckpointError, match="is empty"):
+        locate_model(str(empty))
+
+
+def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(b"GGUF")
+    for path in (file, tmp_path):
+        with pytest.raises(UnsupportedModelError, match="GGUF"):
+            locate_model(str(path))
