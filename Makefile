@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
 ARGS ?=
 TEST_ARGS ?=
 
@@ -50,11 +51,11 @@ $(BIN)/python:
 # Torch comes first and by itself: it is most of the download, and a broken connection then costs only its own part.
 $(SERVE_STAMP): $(INSTALLED_FROM) | $(BIN)/python
 	@echo "Installing Seamount into $(VENV) (once; torch is most of it) ..."
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt torch
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[serve]'
+	@$(PIP) --constraint constraints.txt torch
+	@$(PIP) --constraint constraints.txt --editable '.[serve]'
 	@touch $@
 
 $(DEV_STAMP): $(INSTALLED_FROM) $(SERVE_STAMP)
 	@echo "Installing what tests and checks need into $(VENV) ..."
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --constraint constraints.txt --editable '.[dev]'
 	@touch $@

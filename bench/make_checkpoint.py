@@ -2,9 +2,9 @@
 
     python bench/make_checkpoint.py r1-distill-qwen-1.5b /tmp/checkpoint
 
-Weights are bfloat16 with the spread of trained ones (norms near one, matrices with variance 1 / columns), written tensor
-by tensor, so that memory stays small. The tokenizer is synthetic: bytes, pairs of letters, and made-up words up to the
-model's vocabulary. What such a model answers is noise.
+Weights are bfloat16 with the spread of trained ones (norms near one, matrices with variance 1 / columns), written
+tensor by tensor, so that memory stays small. The tokenizer is synthetic: bytes, pairs of letters, and made-up words
+up to the model's vocabulary. What such a model answers is noise.
 """
 
 from __future__ import annotations

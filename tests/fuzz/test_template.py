@@ -14,37 +14,10 @@ from seamount.models.builtin_templates import DEEPSEEK_R1, LLAMA3, QWEN3
 from seamount.models.messages import prepare_messages
 from seamount.models.template import ChatTemplate
 
-PIECES = st.sampled_from(
-    [
-        "{{",
-        "}}",
-        "{%",
-        "%}",
-        "{#",
-        "#}",
-        "-",
-        " for m in messages ",
-        " endfor ",
-        " if ",
-        " endif ",
-        "m",
-        ".content",
-        "|",
-    ]
-    + ["tojson", "[", "]", "(", ")", "'", '"', "messages", "~", "*", "**", "999", " set ns = namespace(x=1) ", "ns.x"]
-    + [
-        " macro f() ",
-        " endmacro ",
-        "f()",
-        "__class__",
-        ".format",
-        " generation ",
-        " endgeneration ",
-        "\x00",
-        "你",
-        "\n",
-    ]
-)
+MARKS = """{{ }} {% %} {# #} - endfor if endif m .content | tojson [ ] ( ) ' " messages ~ * ** 999 ns.x endmacro f()
+__class__ .format generation endgeneration \x00 你"""
+WORDS = [" ", "\n", " for m in messages ", " set ns = namespace(x=1) ", " macro f() "]
+PIECES = st.sampled_from([*MARKS.split(), *WORDS])
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),

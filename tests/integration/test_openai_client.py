@@ -53,7 +53,7 @@ async def test_async_client_gets_reasoning_usage_and_one_constant_id(serve):
     usage = chunks[-1].usage
     assert chunks[-1].choices == []
     # The two marks and the end of the answer are a token each, all else is bytes.
-    reasoning_tokens = len("\nzwei und zwei\n".encode()) + 2 + 2
+    reasoning_tokens = len(b"\nzwei und zwei\n") + 2 + 2
     assert usage.completion_tokens == reasoning_tokens + len("Vier. 四。".encode()) + 1
     assert usage.completion_tokens_details.reasoning_tokens == reasoning_tokens
     assert usage.prompt_tokens == len("user: 2+2?\n") + 2
@@ -148,10 +148,7 @@ async def test_chat_logprobs_cover_every_token_streamed_or_not(serve):
             model="fake", messages=ASK, logprobs=True, top_logprobs=2, stream=True
         )
         streamed = [
-            entry
-            async for chunk in stream
-            if chunk.choices[0].logprobs
-            for entry in chunk.choices[0].logprobs.content
+            entry async for chunk in stream if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content
         ]
     content = whole.choices[0].logprobs.content
     assert content == streamed

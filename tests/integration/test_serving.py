@@ -38,7 +38,7 @@ async def test_drain_finishes_running_streams_and_refuses_new_requests(serve):
         await gate.reached.wait()
         assert (await client.get("/readyz")).status_code == 200
         running.server.stop()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (ready := await client.get("/readyz")).status_code == 200:
                 await asyncio.sleep(0.01)
         assert ready.status_code == 503
@@ -65,10 +65,12 @@ async def test_what_outlasts_the_drain_ends_with_an_error_chunk(serve):
             await asyncio.Event().wait()
 
     running = await serve(FakeEngine(say("abc"), pause=pause), drain_timeout_s=0.1)
-    async with httpx.AsyncClient(base_url=running.url, timeout=10) as client:
-        async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
-            running.server.stop()
-            text = (await answer.aread()).decode()
+    async with (
+        httpx.AsyncClient(base_url=running.url, timeout=10) as client,
+        client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer,
+    ):
+        running.server.stop()
+        text = (await answer.aread()).decode()
     assert '"code": "draining"' in text
     assert "[DONE]" not in text
     await running.task
@@ -87,7 +89,7 @@ async def test_probes_answer_while_the_model_loads_and_the_announcement_waits(se
         port = probe.getsockname()[1]
     starting = asyncio.create_task(serve(Slow(), port=port))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 try:
                     ready = await client.get("/readyz")
@@ -120,7 +122,7 @@ async def test_a_taken_port_is_named_before_anything_is_loaded(serve):
 
 
 async def test_an_unknown_address_is_named(serve):
-    with pytest.raises(ConfigError, match="203.0.113.1"):
+    with pytest.raises(ConfigError, match=r"203\.0\.113\.1"):
         await serve(FakeEngine(), host="203.0.113.1")
 
 
@@ -146,10 +148,12 @@ async def test_sigterm_lets_a_stream_finish_and_the_process_ends_well():
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, stdout=subprocess.PIPE)
     try:
         url = (await process.stdout.readline()).decode().strip()
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-            async with client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer:
-                process.send_signal(signal.SIGTERM)
-                text = (await answer.aread()).decode()
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=20) as client,
+            client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer,
+        ):
+            process.send_signal(signal.SIGTERM)
+            text = (await answer.aread()).decode()
         assert text.endswith("data: [DONE]\n\n")
         assert text.count('"content":"x"') == 20
         assert (await process.stdout.read()) == b"closed\n"

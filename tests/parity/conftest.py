@@ -25,6 +25,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from seamount import LLM, SamplingParams
 from seamount.models.batch import Batch
 from seamount.models.config import ModelConfig
 from seamount.models.loading import load_model
@@ -302,5 +303,26 @@ def reference_greedy() -> Callable[[PreTrainedModel, Sequence[Sequence[int]], in
             )[0, len(p) :].tolist()
             for p in prompts
         ]
+
+    return greedy
+
+
+@pytest.fixture
+def engine_greedy() -> Callable[[Path, Sequence[Sequence[int]], int], list[list[int]]]:
+    """Returns a function: greedy continuations by the project's engine, side by side, in small chunks and blocks."""
+
+    def greedy(folder: Path, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        llm = LLM(
+            str(folder),
+            dtype="float32",
+            device="cpu",
+            num_threads=1,
+            cache_memory_bytes=2**21,
+            block_size=4,
+            max_num_seqs=8,
+            max_step_tokens=16,
+        )
+        sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+        return [list(completion.token_ids) for completion in llm.generate(prompts, sampling)]
 
     return greedy

@@ -87,13 +87,21 @@ def test_block_equals_that_of_transformers(write_checkpoint: Any, load: Any, ran
     assert (ours - theirs).abs().max() < 1e-4
 
 
-def test_block_leaves_the_ordinary_logits_alone(
-    write_checkpoint: Any, load: Any, randomiser: Any, paged_driver: Any, prompts: Any, reference_logits: Any
+def test_block_leaves_ordinary_generation_alone(
+    write_checkpoint: Any,
+    load: Any,
+    randomiser: Any,
+    paged_driver: Any,
+    prompts: Any,
+    reference_logits: Any,
+    reference_greedy: Any,
+    engine_greedy: Any,
 ) -> None:
     folder, reference, _ = make(write_checkpoint, randomiser)
     theirs = reference_logits(reference, prompts)
     for mine, other in zip(paged_driver(load(folder)).all_logits(prompts), theirs, strict=True):
         assert (mine - other).abs().max() < 1e-4
+    assert engine_greedy(folder, prompts, 64) == reference_greedy(reference, prompts, 64)
 
 
 def test_declared_and_dropped_by_a_converter_is_said_and_loads(

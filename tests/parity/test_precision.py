@@ -38,7 +38,7 @@ V3 = {
 
 
 def quantize_folder(folder: Path, editor: Any) -> dict[str, torch.Tensor]:
-    """Rewrite a checkpoint as the released DeepSeek-V3 is stored, scales in a second shard; returns the values meant."""
+    """Rewrite a checkpoint as DeepSeek-V3 was released, scales in a second shard; returns the values meant."""
     tensors = load_file(folder / "model.safetensors")
     meant, weights, scales = dict(tensors), {}, {}
     for name, value in tensors.items():
@@ -64,8 +64,15 @@ def quantize_folder(folder: Path, editor: Any) -> dict[str, torch.Tensor]:
     return meant
 
 
-def test_fp8_blocks_give_the_logits_of_their_dequantized_weights(
-    write_checkpoint: Any, load: Any, paged_driver: Any, prompts: Any, reference_logits: Any, config_editor: Any
+def test_fp8_blocks_give_what_their_dequantized_weights_give(
+    write_checkpoint: Any,
+    load: Any,
+    paged_driver: Any,
+    prompts: Any,
+    reference_logits: Any,
+    reference_greedy: Any,
+    engine_greedy: Any,
+    config_editor: Any,
 ) -> None:
     folder, reference = write_checkpoint(DeepseekV3Config(**V3))
     before = reference_logits(reference, prompts)
@@ -88,6 +95,7 @@ def test_fp8_blocks_give_the_logits_of_their_dequantized_weights(
     for mine, other, unquantized in zip(ours, theirs, before, strict=True):
         assert (mine - other).abs().max() < 1e-4
         assert (mine - unquantized).abs().max() > 1e-2
+    assert engine_greedy(folder, prompts, 64) == reference_greedy(reference, prompts, 64)
 
 
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, DeepseekV3Config])

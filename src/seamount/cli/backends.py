@@ -6,17 +6,20 @@ Made by `cli.wire`, used by `cli.chat`, which cannot tell this backend from the 
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from seamount.core.errors import InvalidRequestError, RequestError
 from seamount.core.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from seamount.engine.llm import LLM
+    from seamount.engine.llm import LLM, Delta
 
 _T = TypeVar("_T")
+# What the switch is called in the templates of DeepSeek and of Qwen; a template refuses a name that it does not read.
+_SWITCHES = ("thinking", "enable_thinking")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,13 @@ class ChatBackend(Protocol):
     def name(self) -> str: ...
 
     def stream(
-        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], template_kwargs: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], think: bool | None
     ) -> Generator[Piece, None, None]:
         """Yield the answer as it comes; closing the generator stops the work.
 
         Args:
             sampling: only the parameters that the person chose; for the others the model's recommendation holds.
+            think: whether to reason before the answer; None leaves it to the model's template.
 
         Raises:
             SeamountError: no answer, or it broke off.
@@ -62,19 +66,43 @@ class LocalBackend:
         self.name = llm.facts.name
 
     def stream(
-        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], template_kwargs: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], think: bool | None
     ) -> Generator[Piece, None, None]:
         """See `ChatBackend.stream`."""
         recommended = self._llm.prompt_encoder.default_sampling
         params = SamplingParams(**{**recommended, **sampling})
-        deltas = self._llm.stream_chat(messages, params, chat_template_kwargs=template_kwargs)
-        for delta in interrupted_between(deltas):
+
+        def ask(template_kwargs: Mapping[str, bool]) -> Iterator[Delta]:
+            return self._llm.stream_chat(messages, params, chat_template_kwargs=template_kwargs)
+
+        for delta in interrupted_between(with_switch(ask, think)):
             yield Piece(
                 reasoning=delta.reasoning,
                 content=delta.content,
                 num_tokens=len(delta.token_ids),
                 finish_reason=delta.finish_reason,
             )
+
+
+def with_switch(ask: Callable[[Mapping[str, bool]], Iterator[_T]], think: bool | None) -> Iterator[_T]:
+    """Ask with the template's switch for reasoning, under the first of its names that the template has.
+
+    Raises:
+        InvalidRequestError: there is no such switch.
+    """
+    if think is None:
+        yield from ask({})
+        return
+    for name in _SWITCHES:
+        try:
+            yield from ask({name: think})
+            return
+        except RequestError as error:
+            if error.param != "chat_template_kwargs":
+                raise
+    raise InvalidRequestError(
+        "This model's chat template has no switch for reasoning.", hint="/think default unsets it."
+    )
 
 
 def interrupted_between(items: Iterator[_T]) -> Generator[_T, None, None]:

@@ -32,11 +32,12 @@ EXAMPLES = """  seamount chat
 
 SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "repetition_penalty")
 
+_THINK = {"on": True, "off": False, "default": None}
 _HELP = """/help          this list
 /system TEXT   set the system prompt; without TEXT: take it away
 /clear         forget the conversation
 /retry         ask the last question again
-/think on|off  let the model reason before it answers, where its template has the switch
+/think on|off  let the model reason before it answers, where its template has the switch; /think default unsets it
 /params        show the sampling parameters; /params temperature=0.2 sets one, /params temperature= unsets it
 /save FILE     write the conversation to a new file: Markdown, or JSON where the name ends in .json
 /exit          leave, as Ctrl-D does
@@ -79,10 +80,6 @@ class Options:
     sampling: dict[str, Any] = field(default_factory=dict)
     think: bool | None = None
 
-    def template_kwargs(self) -> dict[str, Any]:
-        """Return the switch under the names that templates know it by: DeepSeek's and Qwen's."""
-        return {} if self.think is None else {"thinking": self.think, "enable_thinking": self.think}
-
 
 class Chat:
     """The loop: a line is a command or a question; a question is answered piece by piece."""
@@ -105,6 +102,10 @@ class Chat:
                     return
             except SeamountError as error:
                 self._screen.error(error)
+            except KeyboardInterrupt:  # pressed just before an answer began, or just after its end
+                if not self._screen.keeps_going:
+                    raise
+                self._screen.note("stopped")
 
     def _take(self, line: str) -> bool:
         """Act on one line; return False to leave."""
@@ -134,7 +135,7 @@ class Chat:
         num_tokens = 0
         finish_reason: str | None = None
         messages = self.conversation.messages(question)
-        stream = self._backend.stream(messages, self.options.sampling, self.options.template_kwargs())
+        stream = self._backend.stream(messages, self.options.sampling, self.options.think)
         try:
             with closing(stream):
                 for piece in stream:
@@ -177,10 +178,10 @@ class Chat:
 
     def think(self, word: str) -> None:
         """Set the reasoning switch."""
-        if word not in ("on", "off"):
-            raise InvalidRequestError("/think needs on or off.")
-        self.options.think = word == "on"
-        self._screen.note(f"Reasoning is {word}, where the model's template has the switch.")
+        if word not in _THINK:
+            raise InvalidRequestError("/think needs on, off or default.")
+        self.options.think = _THINK[word]
+        self._screen.note(f"Reasoning: {word}.")
 
     def params(self, text: str) -> None:
         """Show, set or unset sampling parameters."""

@@ -48,12 +48,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every engine setting but the model."""
+def add_engine_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
+    """Add a flag for these engine settings; by default for all but the model, which is no flag."""
     from seamount.core.settings import EngineConfig
 
     group = parser.add_argument_group("engine settings", "SEAMOUNT_ENGINE__NAME in the environment sets the same.")
-    _add_settings(group, EngineConfig, leave_out=("model",))
+    _add_settings(group, EngineConfig, names or tuple(name for name in EngineConfig.model_fields if name != "model"))
 
 
 def add_server_flags(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def add_server_flags(parser: argparse.ArgumentParser) -> None:
     from seamount.core.settings import ServerConfig
 
     group = parser.add_argument_group("server settings", "SEAMOUNT_SERVER__NAME in the environment sets the same.")
-    _add_settings(group, ServerConfig)
+    _add_settings(group, ServerConfig, tuple(ServerConfig.model_fields))
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = tuple(_SAMPLING_HELP)) -> None:
@@ -134,10 +134,9 @@ def _bias(text: str) -> tuple[int, float]:
         raise InvalidRequestError(message, param="logit_bias") from cause
 
 
-def _add_settings(group: argparse._ArgumentGroup, config: type[BaseModel], leave_out: tuple[str, ...] = ()) -> None:
-    for name, setting in config.model_fields.items():
-        if name in leave_out:
-            continue
+def _add_settings(group: argparse._ArgumentGroup, config: type[BaseModel], names: tuple[str, ...]) -> None:
+    for name in names:
+        setting = config.model_fields[name]
         shown = "" if setting.default is None else f" Default: {setting.default}."
         options: dict[str, Any] = {"dest": name, "help": f"{setting.description}{shown}".replace("%", "%%")}
         kind = _bare(setting.annotation)

@@ -14,7 +14,7 @@ import httpx
 
 from seamount.core.errors import BackendError, ConfigError, RequestError, SeamountError
 
-from .backends import Piece
+from .backends import Piece, with_switch
 
 _CONNECT_TIMEOUT_S = 10.0
 _BASE_HINT = "Give the API's base, for instance http://127.0.0.1:8000/v1."
@@ -44,7 +44,7 @@ class ServerBackend:
         self._client.close()
 
     def stream(
-        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], template_kwargs: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], think: bool | None
     ) -> Generator[Piece, None, None]:
         """See `ChatBackend.stream`."""
         body: dict[str, Any] = {
@@ -54,8 +54,13 @@ class ServerBackend:
             "stream_options": {"include_usage": True},
             **sampling,
         }
-        if template_kwargs:
-            body["chat_template_kwargs"] = dict(template_kwargs)
+
+        def ask(template_kwargs: Mapping[str, bool]) -> Iterator[Piece]:
+            return self._post(body | ({"chat_template_kwargs": dict(template_kwargs)} if template_kwargs else {}))
+
+        yield from with_switch(ask, think)
+
+    def _post(self, body: Mapping[str, Any]) -> Iterator[Piece]:
         try:
             with self._client.stream("POST", "chat/completions", json=body) as response:
                 if response.status_code != httpx.codes.OK:
@@ -150,4 +155,4 @@ def _reported(body: Any, kind: type[SeamountError]) -> SeamountError | None:
     error = body.get("error") if isinstance(body, dict) else None
     if not isinstance(error, dict) or not error.get("message"):
         return None
-    return kind(f"The server says: {error['message']}")
+    return kind(f"The server says: {error['message']}", param=error.get("param"))

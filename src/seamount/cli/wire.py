@@ -33,9 +33,12 @@ def open_llm(config: EngineConfig) -> LLM:
     Raises:
         SeamountError: it cannot be loaded.
     """
-    from seamount.engine.llm import LLM
+    from seamount.models.locate import locate_model
 
+    locate_model(config.model)  # a wrong name is told at once, not after seconds of importing torch
     with LoadingProgress(config.model) as progress:
+        from seamount.engine.llm import LLM
+
         return LLM(**config.model_dump(), on_progress=progress)
 
 

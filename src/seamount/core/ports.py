@@ -15,7 +15,7 @@ class Engine(Protocol):
     """
 
     def state(self) -> EngineState:
-        """Return where the engine is in its life; requests are accepted in "ready" only."""
+        """Return where the engine is in its life. While "restarting", requests wait; else they need "ready"."""
         ...
 
     async def start(self) -> ModelFacts:

@@ -14,6 +14,7 @@ from .errors import InvalidRequestError
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 256
+MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_N = 128
 MAX_SEED = 2**63 - 1
@@ -86,6 +87,8 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text or len(text) > MAX_STOP_LENGTH:
                 raise _bad("stop", f"must hold non-empty strings of at most {MAX_STOP_LENGTH} characters")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise _bad("stop_token_ids", f"has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS} are allowed")
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

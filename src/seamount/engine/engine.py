@@ -5,11 +5,12 @@ Driven by `worker` (a process of its own) or by `LLM` (in the caller's process).
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 from dataclasses import dataclass
 
-from seamount.core.errors import ContextTooLongError, InvalidRequestError
+from seamount.core.errors import ContextTooLongError, EngineError, InvalidRequestError, error_to_fields
 from seamount.core.requests import Chunk, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request, TokenLogprob
 from seamount.core.sampling import MAX_SEED
 from seamount.models.prompt import PromptEncoder
@@ -139,7 +140,10 @@ class EngineCore:
         self._scheduler.advance(work)
         self._num_steps += 1
         samples = sample(logits, completing, self._encoder.eos_token_ids) if completing else []
-        return [self._extend(self._streams[s], found) for s, found in zip(completing, samples, strict=True)]
+        return [
+            self._extend(self._streams[sequence], found) if found else self._give_up(self._streams[sequence])
+            for sequence, found in zip(completing, samples, strict=True)
+        ]
 
     def stats(self) -> EngineStats:
         """Counters since the start, and the current load."""
@@ -174,6 +178,14 @@ class EngineCore:
             return self._finish(stream, "length", (found.token_id,), logprobs, text)
         return self._chunk(stream, (found.token_id,), logprobs, text)
 
+    def _give_up(self, stream: _Stream) -> Chunk:
+        """End a sequence whose logits are not numbers; the others of the batch go on."""
+        error = EngineError(
+            "The model's output is not a number (NaN or infinity).",
+            hint="The checkpoint may be damaged, or overflow in float16: try dtype bfloat16 or float32.",
+        )
+        return dataclasses.replace(self._finish(stream, "error"), error=error_to_fields(error))
+
     def _finish(
         self,
         stream: _Stream,
@@ -186,7 +198,7 @@ class EngineCore:
         self._scheduler.remove(stream.sequence)
         del self._streams[stream.sequence]
         if not isinstance(stop_reason, str):
-            rest, stopped = stream.text.flush(may_stop=reason != "abort")
+            rest, stopped = stream.text.flush(may_stop=reason in ("stop", "length"))
             text += rest
             if stopped is not None:
                 reason, stop_reason = "stop", stopped

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from seamount.core.errors import EngineError
+from seamount.core.errors import EngineError, error_from_fields
 from seamount.core.requests import Chunk, Completion, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request
 from seamount.core.sampling import SamplingParams
 from seamount.core.settings import EngineConfig, config_error
@@ -233,6 +233,8 @@ class _Gathering:
 
 
 def _delta(chunk: Chunk, parser: ReasoningParser) -> Delta:
+    if chunk.error is not None:
+        raise error_from_fields(**chunk.error)  # type: ignore[arg-type]
     parts = [parser.push(chunk.text)]
     if chunk.finish_reason is not None:
         parts.append(parser.flush())

@@ -31,18 +31,21 @@ class Sample:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample]:
-    """Choose one token per row.
+def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[Sample | None]:
+    """Choose one token per row; None where the row is not finite, so that nothing can be chosen.
 
     Args:
         logits: `[N, V]` fp32, one row per sequence; not changed.
         sequences: N sequences, whose tokens so far decide penalties and randomness.
         eos_token_ids: tokens that `min_tokens` keeps from being chosen.
     """
-    best = logits.argmax(dim=-1).tolist()
+    # A NaN anywhere in a row becomes its maximum.
+    values, best = logits.max(dim=-1)
     return [
-        _sample_row(row, sequence, eos_token_ids, greedy)
-        for row, sequence, greedy in zip(logits, sequences, best, strict=True)
+        _sample_row(row, sequence, eos_token_ids, greedy) if finite else None
+        for row, sequence, greedy, finite in zip(
+            logits, sequences, best.tolist(), values.isfinite().tolist(), strict=True
+        )
     ]
 
 
@@ -64,7 +67,8 @@ def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...],
         token_id = greedy if adjusted is row else int(adjusted.argmax())
     else:
         draw = uniform(sequence.seed, sequence.index, sequence.num_output_tokens)
-        token_id = _draw(adjusted / params.temperature, params, draw)
+        # Less the best, so that no temperature, however small, overflows.
+        token_id = _draw((adjusted - adjusted.max()).double() / params.temperature, params, draw)
     if params.logprobs is None:
         return Sample(token_id)
     logprobs = row.log_softmax(dim=-1)
@@ -84,14 +88,19 @@ def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> 
     if sequence.num_output_tokens and (params.frequency_penalty or params.presence_penalty):
         steps.append(lambda r: _penalize_counts(r, Counter(sequence.output_token_ids), params))
     if sequence.num_output_tokens < params.min_tokens:
-        banned = [i for i in (*eos_token_ids, *params.stop_token_ids) if i < row.shape[0]]
-        steps.append(lambda r: r.__setitem__(banned, float("-inf")))
+        steps.append(lambda r: _ban(r, {*eos_token_ids, *params.stop_token_ids}))
     if not steps:
         return row
     row = row.clone()
     for step in steps:
         step(row)
     return row
+
+
+def _ban(row: Tensor, token_ids: set[int]) -> None:
+    banned = [i for i in token_ids if i < row.shape[0]]
+    if len(banned) < row.shape[0]:
+        row[banned] = float("-inf")
 
 
 def _add_bias(row: Tensor, bias: dict[int, float]) -> None:
@@ -113,7 +122,7 @@ def _penalize_counts(row: Tensor, counts: Counter[int], params: SamplingParams) 
 
 def _draw(row: Tensor, params: SamplingParams, draw: float) -> int:
     """Take the token at which the cumulative probability of the kept candidates passes `draw`."""
-    probabilities = row.double().softmax(dim=-1)
+    probabilities = row.softmax(dim=-1)
     if params.min_p > 0:
         floor = probabilities.max() * params.min_p
         probabilities = probabilities.masked_fill(probabilities < floor, 0.0)

@@ -74,11 +74,6 @@ class Checkpoint:
     files: tuple[Path, ...]
     tensors: dict[str, StoredTensor]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors on disk, headers not counted."""
-        return sum(stored.num_bytes for stored in self.tensors.values())
-
     @classmethod
     def from_folder(cls, folder: Path) -> Checkpoint:
         """Read the headers of all weight files.
@@ -126,15 +121,15 @@ def open_file(path: Path) -> Iterator[FileIO]:
         raise CheckpointError(f"{path} cannot be read: {cause.strerror}.") from cause
 
 
-def read_exactly(file: FileIO, buffer: memoryview, what: object) -> None:
-    """Fill `buffer` from the file's position.
+def read_at(file: FileIO, offset: int, buffer: memoryview, what: object) -> None:
+    """Fill `buffer` from byte `offset` on; threads may share the file.
 
     Raises:
         CheckpointError: the file ends before; the message names `what` was wanted.
     """
     done = 0
     while done < len(buffer):
-        count = file.readinto(buffer[done:])
+        count = os.preadv(file.fileno(), [buffer[done:]], offset + done)
         if not count:
             raise CheckpointError(f"The file ended within {what}.", hint="Fetch the file again; it is truncated.")
         done += count
@@ -154,7 +149,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if size < 8:
             raise CheckpointError(f"{path} has {size} bytes; a safetensors file has 8 at least.", hint=_AGAIN)
         prefix = bytearray(8)
-        read_exactly(file, memoryview(prefix), f"the header of {path}")
+        read_at(file, 0, memoryview(prefix), f"the header of {path}")
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES or length > size - 8:
             raise CheckpointError(
@@ -162,7 +157,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
                 hint=_AGAIN,
             )
         header = bytearray(length)
-        read_exactly(file, memoryview(header), f"the header of {path}")
+        read_at(file, 8, memoryview(header), f"the header of {path}")
     entries = _parse_json(bytes(header), f"The header of {path}")
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict):

@@ -2,7 +2,7 @@
 
 Called by the engine when it starts. Headers, shapes and memory are checked first; then every file is read
 once, front to back, each tensor straight into the parameter that it belongs to. Peak memory is the weights
-plus one small buffer, and nothing is mapped. Knows no family: `models.keymap` says where tensors go.
+plus a few small buffers, and nothing is mapped. Knows no family: `models.keymap` says where tensors go.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 
 from seamount import kernels
 from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
-from .checkpoint import Checkpoint, StoredTensor, open_file, read_exactly, shown
+from seamount.kernels import hardware
+
+from .checkpoint import Checkpoint, StoredTensor, open_file, read_at, shown
 from .config import ModelConfig
 from .footprint import weight_bytes
 from .keymap import Placement, is_ignored, placements, shared_copies
@@ -30,6 +33,8 @@ Progress = Callable[[int, int], None]
 
 _LOG = logging.getLogger(__name__)
 _BUFFER_BYTES = 32 * 2**20
+# Reading from the page cache is bound by the processor, which a second reader relieves and an eighth does not.
+_MOST_READERS = 4
 _FP8 = "F8_E4M3"
 _SCALE_SUFFIX = "_scale_inv"
 _DTYPES = {
@@ -82,21 +87,24 @@ def load_model(
     _check_memory(plan.config, dtype, device)
     model = _allocate(plan, dtype, device)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    meter = _Meter(sum(plan.checkpoint.tensors[key].num_bytes for key in plan.places), progress)
     by_file: dict[Path, list[StoredTensor]] = {path: [] for path in plan.checkpoint.files}
     for key in plan.places:
         stored = plan.checkpoint.tensors[key]
         by_file[stored.path].append(stored)
-    for path, tensors in by_file.items():
-        with open_file(path) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            for stored in sorted(tensors, key=lambda t: t.offset):
-                place = plan.places[stored.name]
-                target = place.part_of(parameters[place.parameter])
-                if stored.dtype == _FP8:
-                    _read_fp8(file, stored, plan.scales[stored.name], target, meter)
-                else:
-                    _read(file, stored, target, meter)
+    done, total = 0, sum(stored.num_bytes for tensors in by_file.values() for stored in tensors)
+    with ThreadPoolExecutor(min(_MOST_READERS, hardware.default_threads())) as readers:
+        for path, tensors in by_file.items():
+            with open_file(path) as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+                pieces: list[_Piece] = []
+                for stored in sorted(tensors, key=lambda t: t.offset):
+                    place = plan.places[stored.name]
+                    target = place.part_of(parameters[place.parameter])
+                    pieces += _pieces(file, stored, plan.scales.get(stored.name), target)
+                for count in readers.map(_Piece.read, pieces):
+                    done += count
+                    if progress is not None:
+                        progress(done, total)
     return model
 
 
@@ -214,62 +222,58 @@ def _allocate(plan: LoadPlan, dtype: torch.dtype, device: torch.device) -> Causa
 def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     owner_name, _, leaf = name.rpartition(".")
     owner = model.get_submodule(owner_name)
-    value = getattr(owner, leaf).to(dtype)
-    setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if leaf in owner._parameters else value)
+    old = getattr(owner, leaf)
+    new = old.to(dtype)
+    setattr(owner, leaf, nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new)
 
 
-class _Meter:
-    """Counts bytes read and reports them."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a stored tensor, as large as fits the buffer, and the part of a parameter that it fills.
 
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
+    `factors` are the FP8 scales of its rows.
+    """
 
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+    file: FileIO
+    stored: StoredTensor
+    offset: int
+    target: Tensor
+    factors: Tensor | None
 
-
-def _read(file: FileIO, stored: StoredTensor, target: Tensor, meter: _Meter) -> None:
-    """Fill `target` with a stored tensor: in place where type and device agree, else by a small buffer."""
-    flat = target.view(-1)
-    source = _DTYPES[stored.dtype]
-    direct = source == flat.dtype and flat.device.type == "cpu"
-    length = _BUFFER_BYTES // source.itemsize
-    buffer = None if direct else torch.empty(min(length, flat.numel()), dtype=source)
-    file.seek(stored.offset)
-    for start in range(0, flat.numel(), length):
-        part = flat[start : start + length]
-        values = part if buffer is None else buffer[: part.numel()]
-        read_exactly(file, _bytes_of(values), stored)
-        if buffer is not None:
-            part.copy_(values)
-            _check_range(part, values, stored)
-        meter.add(values.nbytes)
+    def read(self) -> int:
+        """Read and convert; in place, where type and device agree. Returns the bytes read."""
+        source = _DTYPES[self.stored.dtype]
+        if source == self.target.dtype and self.target.device.type == "cpu":
+            read_at(self.file, self.offset, _bytes_of(self.target), self.stored)
+            return self.target.nbytes
+        values = torch.empty(self.target.shape, dtype=source)
+        read_at(self.file, self.offset, _bytes_of(values), self.stored)
+        wide = values.to(self.target.device)
+        if self.factors is not None:
+            wide = kernels.dequantize_fp8_blocks(wide, self.factors, torch.float32)
+        self.target.copy_(wide)
+        _check_range(self.target, wide, self.stored)
+        return values.nbytes
 
 
-def _read_fp8(file: FileIO, stored: StoredTensor, scale: StoredTensor, target: Tensor, meter: _Meter) -> None:
-    """Fill `target [N, M]` with a dequantized matrix, some rows of blocks at a time."""
-    rows, columns = stored.shape
+def _pieces(file: FileIO, stored: StoredTensor, scale: StoredTensor | None, target: Tensor) -> Iterator[_Piece]:
+    if scale is None:
+        flat, size = target.view(-1), _DTYPES[stored.dtype].itemsize
+        length = _BUFFER_BYTES // size
+        for start in range(0, flat.numel(), length):
+            yield _Piece(file, stored, stored.offset + start * size, flat[start : start + length], None)
+        return
     factors = torch.empty(scale.shape, dtype=_DTYPES[scale.dtype])
     with open_file(scale.path) as scale_file:
-        scale_file.seek(scale.offset)
-        read_exactly(scale_file, _bytes_of(factors), scale)
+        read_at(scale_file, scale.offset, _bytes_of(factors), scale)
     factors = factors.float().to(target.device)
+    rows, columns = stored.shape
     block = kernels.FP8_BLOCK
+    # A quarter of the buffer, because the dequantized values, in fp32, are four times as large.
     strip = max(_BUFFER_BYTES // 4 // max(columns, 1) // block, 1) * block
-    buffer = torch.empty((min(strip, rows), columns), dtype=torch.float8_e4m3fn)
-    file.seek(stored.offset)
     for start in range(0, rows, strip):
-        part = target[start : start + strip]
-        values = buffer[: part.shape[0]]
-        read_exactly(file, _bytes_of(values), stored)
-        wide = kernels.dequantize_fp8_blocks(
-            values.to(target.device), factors[start // block : -(-(start + strip) // block)], torch.float32
-        )
-        part.copy_(wide)
-        _check_range(part, wide, stored)
-        meter.add(values.nbytes)
+        of_strip = factors[start // block : (start + strip) // block]
+        yield _Piece(file, stored, stored.offset + start * columns, target[start : start + strip], of_strip)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -278,7 +282,10 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _check_range(converted: Tensor, original: Tensor, stored: StoredTensor) -> None:
     """fp16 ends at 65504: a weight beyond it would become infinite without a word."""
-    if converted.dtype == torch.float16 and original.dtype != torch.float16 and not converted.isfinite().all():
+    if converted.dtype != torch.float16 or original.dtype == torch.float16:
+        return
+    low, high = converted.aminmax()
+    if not (low.isfinite() and high.isfinite()):
         raise CheckpointError(
             f"The {stored} holds values that float16 cannot hold.", hint="Use dtype bfloat16 or float32."
         )

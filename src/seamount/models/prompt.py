@@ -179,6 +179,7 @@ class PromptEncoder:
             "tools": schemas,
         }
         text = template.render(variables)
+        self._check_tools_are_kept(template, variables, text)
         if literals:
             token_ids = self._tokenizer.encode_guarded(text, literals)
             text = text.translate({ord(placeholder): first for placeholder, first in literals.items()})
@@ -223,6 +224,27 @@ class PromptEncoder:
         if tools and "tool_use" in self._templates:
             return self._templates["tool_use"]
         return self._templates["default"]
+
+    def _check_tools_are_kept(self, template: ChatTemplate, variables: Mapping[str, Any], text: str) -> None:
+        """Refuse a history with tool calls or results of which nothing arrives in the rendered text.
+
+        Raises:
+            InvalidRequestError: the template drops them.
+        """
+        messages: list[dict[str, Any]] = variables["messages"]
+        has_calls = any("tool_calls" in message for message in messages)
+        has_results = any(message["role"] == "tool" for message in messages)
+        knows_calls = "tool_calls" in template.source
+        knows_results = re.search(r"['\"]tool['\"]", template.source) is not None
+        if (knows_calls or not has_calls) and (knows_results or not has_results):
+            return
+        bare = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages if m["role"] != "tool"]
+        if template.render({**variables, "messages": bare}) == text:
+            raise InvalidRequestError(
+                "This model's chat template drops tool calls and tool results.",
+                hint="Write them into user and assistant messages as text.",
+                param="messages",
+            )
 
     def _checked_kwargs(self, template_kwargs: Mapping[str, Any] | None, template: ChatTemplate) -> dict[str, Any]:
         extra = dict(template_kwargs or {})

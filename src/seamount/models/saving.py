@@ -16,14 +16,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.errors import CheckpointError
-from .config import ModelConfig
-from .keymap import placements
+from seamount.core.errors import CheckpointError
+from seamount.models.config import ModelConfig
+from seamount.models.keymap import placements
 
 
-def save_folder(
-    folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype
-) -> int:
+def save_folder(folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
     """Write weights and config into `folder`, each beside its place and then renamed into it.
 
     Args:

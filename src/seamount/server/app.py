@@ -57,7 +57,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "Not now: see retry-after.",
     }.items()
 }
-_PROBE_ERRORS: dict[int | str, dict[str, Any]] = {503: _ERRORS[503]}
+# A default keeps FastAPI from documenting its own 422, which never leaves this server.
+_ERRORS["default"] = {"model": ErrorBody, "description": "Any other error."}
+_PROBE_ERRORS: dict[int | str, dict[str, Any]] = {503: _ERRORS[503], "default": _ERRORS["default"]}
 _STREAM_SCHEMA: dict[str, Any] = {
     "text/event-stream": {"schema": {"type": "string", "description": "`data: {chunk}` events, then `data: [DONE]`."}}
 }

@@ -125,6 +125,9 @@ def _row(error: core.SeamountError) -> tuple[int, str]:
 
 
 def _body(message: str, kind: str, code: str, param: str | None) -> dict[str, Any]:
+    # A name that the caller made up may hold lone surrogates, which no answer can.
+    message = message.encode(errors="replace").decode()
+    param = param and param.encode(errors="replace").decode()
     return {"message": message, "type": kind, "param": param, "code": code}
 
 

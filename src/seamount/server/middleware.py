@@ -26,6 +26,7 @@ from .errors import framework_response, log_failure
 from .service import Service
 
 _log = logging.getLogger("seamount.server.requests")
+_PROBES = ("/healthz", "/readyz", "/metrics")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -68,7 +69,11 @@ class Edge:
             if counted:
                 self._service.leave()
             took_ms = (time.perf_counter() - start_s) * 1000
-            _log.info("%s %s %d %.0f ms %s", scope["method"], _printable(scope["path"]), status, took_ms, request_id)
+            # Probes, and pages that went well, would drown the rest.
+            tells = counted or (status >= 400 and scope["path"] not in _PROBES)
+            level = logging.INFO if tells else logging.DEBUG
+            path = _printable(scope["path"])
+            _log.log(level, "%s %s %d %.0f ms %s", scope["method"], path, status, took_ms, request_id)
 
 
 class Guard:

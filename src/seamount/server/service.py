@@ -98,6 +98,8 @@ class Service:
             return None
         if state in ("draining", "closed"):
             return DrainingError(_REASONS[state])
+        if state == "failed":
+            return EngineError(_REASONS[state], code="engine_failed")
         return CapacityError(_REASONS[state], code=state, retry_after=_WAIT_S.get(state))
 
     def facts(self) -> ModelFacts:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..core.errors import CheckpointError
+from seamount.core.errors import CheckpointError
 
 _TENSORS, _FACTS = "state.safetensors", "state.json"
 
@@ -55,7 +55,8 @@ def load(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(checkpoint / _TENSORS), facts
     except (OSError, ValueError, SafetensorError) as cause:
         raise CheckpointError(
-            f"The training checkpoint {checkpoint} cannot be read: {cause}.", hint="Remove it to go on from the one before."
+            f"The training checkpoint {checkpoint} cannot be read: {cause}.",
+            hint="Remove it to go on from the one before.",
         ) from cause
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
-from .recipe import DataSection
+from seamount.core.errors import ConfigError
+from seamount.training.recipe import DataSection
 
 # Bucket choices are drawn in one go per stage; a run longer than this in one stage is refused by `batch`.
 _MOST_STEPS = 1_000_000
@@ -93,7 +93,9 @@ class StageData:
         """The order of a bucket's samples in its `epoch`-th pass."""
         if (choice, epoch) not in self._orders:
             rng = np.random.default_rng([self._seed, 1, choice, epoch])
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != choice or key[1] == epoch - 1}
+            self._orders = {
+                key: order for key, order in self._orders.items() if key[0] != choice or key[1] == epoch - 1
+            }
             self._orders[choice, epoch] = rng.permutation(len(self._buckets[choice][2]))
         return self._orders[choice, epoch]
 

@@ -13,19 +13,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.batch import Batch
-from ..models.config import ModelConfig
-from ..models.layers import Router
-from ..models.network import CausalLM, build_network
-from . import checkpoint
-from .data import TrainingBatch, TrainingData
-from .optimizer import Optimizer
-from .recipe import Recipe
+from seamount.models.batch import Batch
+from seamount.models.config import ModelConfig
+from seamount.models.layers import Router
+from seamount.models.network import CausalLM, build_network
+from seamount.training import checkpoint
+from seamount.training.data import TrainingBatch, TrainingData
+from seamount.training.optimizer import Optimizer
+from seamount.training.recipe import Recipe
 
 _INIT_STD = 0.02
 _MOST_COMPILED_SHAPES = 64
@@ -50,11 +51,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """What one step did. `imbalance` is the busiest expert's load over the mean, the worst layer's."""
+    """What one step did; in phase "main" to all but the MTP block, in phase "mtp" to that alone.
+
+    `imbalance` is the busiest expert's load over the mean, the worst layer's.
+    """
 
     step: int
+    phase: Literal["main", "mtp"]
     loss: float
-    mtp_loss: float | None
     learning_rate: float
     gradient_norm: float
     imbalance: float
@@ -94,12 +98,12 @@ class Trainer:
     def run(self) -> None:
         """Train to the end, or until `stop_requested`; goes on from the run's last checkpoint where there is one."""
         self._restore()
-        while self.progress.step < self.progress.end_step and not self.stop_requested:
+        while self.progress.step < self._last_step() and not self.stop_requested:
             began = time.monotonic()
             batch = self._data.batch(self.progress.step)
-            loss, mtp_loss = self._losses(batch)
-            weight = self.recipe.mtp.weight if self.recipe.mtp and mtp_loss is not None else 0.0
-            (loss if mtp_loss is None else loss + weight * mtp_loss).backward()
+            is_mtp = self._is_mtp_phase()
+            loss = self._mtp_loss(batch) if is_mtp else self._loss(batch)
+            loss.backward()
             rate = self._learning_rate()
             norm = self._optimizer.step(rate)
             imbalance = self._balance(batch.real)
@@ -107,8 +111,8 @@ class Trainer:
             self._on_step(
                 StepRecord(
                     self.progress.step,
+                    "mtp" if is_mtp else "main",
                     float(loss.detach()),
-                    None if mtp_loss is None else float(mtp_loss.detach()),
                     rate,
                     norm,
                     imbalance,
@@ -118,12 +122,14 @@ class Trainer:
                 self.progress,
             )
             self._after_step()
-        self.save()
+        if self.stop_requested:
+            self.save()
 
     def save(self) -> None:
         """Write a checkpoint of this moment."""
-        tensors = self._optimizer.state() | {f"router.{name}": router.e_score_correction_bias
-                                             for name, router in self._routers.items()}
+        tensors = self._optimizer.state() | {
+            f"router.{name}": router.e_score_correction_bias for name, router in self._routers.items()
+        }
         folder = self.recipe.run_folder / "checkpoints"
         checkpoint.save(folder, self.progress.step, tensors, asdict(self.progress), keep=self.recipe.keep_checkpoints)
 
@@ -137,24 +143,38 @@ class Trainer:
         self._optimizer.load_state(tensors)
         self.progress = Progress(**facts)
 
-    def _losses(self, batch: TrainingBatch) -> tuple[Tensor, Tensor | None]:
-        """Mean cross-entropy over trained tokens of the next token, and of the one after it where MTP is trained."""
+    def _loss(self, batch: TrainingBatch) -> Tensor:
+        """Mean cross-entropy over trained tokens, each guessed from the tokens before it."""
+        token_ids, trained = batch.token_ids.to(self.device), batch.trained.to(self.device)
+        hidden = self.model.hidden_states(Batch.without_cache(token_ids), None)
+        rows, targets = _guesses(token_ids, trained, 1)
+        return self._guess_loss(self.model, hidden, rows, targets, True)
+
+    def _mtp_loss(self, batch: TrainingBatch) -> Tensor:
+        """As `_loss` for the MTP block, which guesses one token further; gradients reach that block alone."""
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name.startswith("mtp."))
         token_ids, trained = batch.token_ids.to(self.device), batch.trained.to(self.device)
         flat = Batch.without_cache(token_ids)
-        hidden = self.model.hidden_states(flat, None)
-        rows, targets = _guesses(token_ids, trained, 1)
-        loss = self._guess_loss(self.model, hidden, rows, targets, True)
-        mtp = self.recipe.mtp
-        if mtp is None or self.progress.step < mtp.from_step:
-            return loss, None
-        following = F.pad(token_ids[:, 1:], (0, 1)).flatten()
-        further = self.model.mtp_hidden(hidden, following, flat)
-        rows, targets = _guesses(token_ids, trained, 2)
-        return loss, self._guess_loss(self.model, further, rows, targets, False)
+        with torch.compiler.set_stance("force_eager"):
+            with torch.no_grad():
+                hidden = self.model.hidden_states(flat, None)
+            following = F.pad(token_ids[:, 1:], (0, 1)).flatten()
+            further = self.model.mtp_hidden(hidden, following, flat)
+            rows, targets = _guesses(token_ids, trained, 2)
+            return _guess_loss(self.model, further, rows, targets, False)
+
+    def _is_mtp_phase(self) -> bool:
+        return self.progress.step >= self.progress.end_step
+
+    def _last_step(self) -> int:
+        return self.progress.end_step + (self.recipe.mtp.steps if self.recipe.mtp else 0)
 
     def _learning_rate(self) -> float:
-        """Of the step to come: linear warm-up, plateau, linear decay that ends just above zero."""
+        """Of the step to come: linear warm-up, plateau, linear decay that ends just above zero; MTP's own after that."""
         p = self.progress
+        if self.recipe.mtp and self._is_mtp_phase():
+            return self.recipe.mtp.learning_rate * (self._last_step() - p.step) / self.recipe.mtp.steps
         rising = (p.step + 1) / max(self.recipe.schedule.warmup_steps, 1)
         falling = (p.end_step - p.step) / p.decay_steps
         return self.recipe.optimizer.learning_rate * min(1.0, rising, falling)
@@ -166,8 +186,8 @@ class Trainer:
         rows = real.flatten().to(self.device)
         for router in self._routers.values():
             chosen = router.__dict__.pop("chosen", None)
-            if chosen is None:
-                continue
+            if chosen is None or not router.weight.requires_grad:
+                continue  # not run in this step, or frozen
             bias = router.e_score_correction_bias
             load = torch.bincount(chosen[rows].flatten(), minlength=bias.shape[0]).float()
             bias.add_(torch.sign(load.mean() - load), alpha=self.recipe.router_bias_rate)
@@ -182,12 +202,13 @@ class Trainer:
     def _after_step(self) -> None:
         step, recipe = self.progress.step, self.recipe
         annealed = self._read_anneal()
-        if annealed or step % recipe.checkpoint_every_steps == 0:
+        if annealed or step in (self.progress.end_step, self._last_step()) or step % recipe.checkpoint_every_steps == 0:
             self.save()
             if annealed:
                 (recipe.run_folder / "ANNEAL").unlink()
         ended = step == self.progress.end_step
-        if self._on_probe is not None and (ended or step % recipe.probe_every_steps == 0):
+        probing = ended or (step % recipe.probe_every_steps == 0 and not self._is_mtp_phase())
+        if self._on_probe is not None and probing:
             with torch.compiler.set_stance("force_eager"):
                 self._on_probe(self.model.eval(), self.progress)
             self.model.train()
@@ -196,7 +217,7 @@ class Trainer:
 
     def _read_anneal(self) -> bool:
         path = self.recipe.run_folder / "ANNEAL"
-        if not path.exists():
+        if self._is_mtp_phase() or not path.exists():
             return False
         num_steps = int(path.read_text(encoding="utf-8"))
         self.progress.decay_steps = num_steps
@@ -206,9 +227,9 @@ class Trainer:
     def _compile(self) -> None:
         # One shape per bucket, with and without gradients of inputs; the default limit is 8.
         torch._dynamo.config.recompile_limit = _MOST_COMPILED_SHAPES
-        blocks: list[nn.Module] = [*self.model.layers, *self.model.mtp]
-        for block in blocks:
-            block.compile(dynamic=False, fullgraph=True)
+        # The MTP block stays as it is: it runs for part of the steps, and would double what there is to compile.
+        for layer in self.model.layers:
+            layer.compile(dynamic=False, fullgraph=True)
         self._guess_loss = torch.compile(_guess_loss, dynamic=True)
 
 
@@ -257,7 +278,7 @@ def _keep_chosen(router: nn.Module, inputs: object, output: tuple[Tensor, Tensor
 
 def _guesses(token_ids: Tensor, trained: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
     """Flat rows from which a trained token lies `ahead` places further, and those tokens."""
-    num_rows, length = token_ids.shape
+    length = token_ids.shape[1]
     row, column = trained[:, ahead:].nonzero(as_tuple=True)
     return row * length + column, token_ids[row, column + ahead]
 

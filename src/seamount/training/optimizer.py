@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError
-from .recipe import OptimizerSection
+from seamount.core.errors import CheckpointError
+from seamount.training.recipe import OptimizerSection
 
 # Quintic of Newton-Schulz whose slope at zero is steep: five rounds bring singular values of 1e-3 close to 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -39,7 +39,7 @@ class Optimizer:
         self._shapes: dict[torch.Size, list[str]] = defaultdict(list)
         for name, master in self._masters.items():
             if is_matrix(name, master):
-                self._shapes[master.shape[-2:]].append(name)
+                self._shapes[_matrices(name, master).shape[-2:]].append(name)
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> float:
@@ -75,7 +75,7 @@ class Optimizer:
         """Matrices of one shape, together."""
         momentum = self._section.momentum
         looked_ahead = [gradients[n].lerp(self._first[n], momentum) for n in names]  # Nesterov
-        stack = torch.cat([g.reshape(-1, *g.shape[-2:]) for g in looked_ahead])
+        stack = torch.cat([_matrices(n, g) for n, g in zip(names, looked_ahead, strict=True)])
         rows, columns = stack.shape[-2:]
         update = orthogonalize(stack) * (_MUON_SCALE * max(rows, columns) ** 0.5)
         start = 0
@@ -115,6 +115,12 @@ class Optimizer:
 def is_matrix(name: str, tensor: Tensor) -> bool:
     """Whether Muon takes this parameter."""
     return tensor.ndim >= 2 and not any(part in name for part in _NOT_MATRICES)
+
+
+def _matrices(name: str, tensor: Tensor) -> Tensor:
+    """`[N, R, C]`: the matrices that a parameter consists of; the network stores gate and up as one."""
+    rows, columns = tensor.shape[-2:]
+    return tensor.reshape(-1, rows // 2 if "gate_up_proj" in name else rows, columns)
 
 
 def orthogonalize(stack: Tensor) -> Tensor:

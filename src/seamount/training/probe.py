@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Tokenizer
 
-from ..models.batch import Batch, Cache
-from ..models.network import CausalLM
-from .corpus import render
-from .evaluate import Cell, held_out_items, score
-from .skills import LANGUAGES, SKILLS
+from seamount.models.batch import Batch, Cache
+from seamount.models.network import CausalLM
+from seamount.training.corpus import render
+from seamount.training.evaluate import Cell, held_out_items, score
+from seamount.training.skills import LANGUAGES, SKILLS
 
 _BLOCK_TOKENS = 32
 _PROBE_SEED = 7

@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from .evaluate import Cell
-from .loop import Progress, StepRecord
+from seamount.training.evaluate import Cell
+from seamount.training.loop import Progress, StepRecord
 
 _STEPS_PER_LINE = 20
 _SMOOTHING = 0.95
@@ -51,9 +51,8 @@ class RunLog:
             return
         per_step = progress.num_tokens / progress.step / max(self._rate, 1e-9)
         left = (progress.end_step - progress.step) * per_step
-        mtp = f"  mtp {record.mtp_loss:.3f}" if record.mtp_loss is not None else ""
         self.say(
-            f"step {record.step}/{progress.end_step}  loss {self._loss:.4f}{mtp}  lr {record.learning_rate:.2e}  "
+            f"{record.phase} step {record.step}/{progress.end_step}  loss {self._loss:.4f}  lr {record.learning_rate:.2e}  "
             f"norm {record.gradient_norm:.2f}  balance {record.imbalance:.2f}  {self._rate:,.0f} tokens/s  "
             f"{progress.num_tokens / 1e6:.1f}M tokens  {_duration(left)} left"
         )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..core.errors import ConfigError
+from seamount.core.errors import ConfigError
 
 
 class _Section(BaseModel):
@@ -92,10 +92,15 @@ class ScheduleSection(_Section):
 
 
 class MtpSection(_Section):
-    """The multi-token-prediction block's part of the loss: `weight`, from `from_step` on."""
+    """The multi-token-prediction block, trained by itself when the rest is done and no longer changes.
 
-    from_step: int = Field(ge=0)
-    weight: float = Field(gt=0)
+    Attributes:
+        steps: how many follow the run's own.
+        learning_rate: falls linearly to zero over them.
+    """
+
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
 
 
 class Recipe(_Section):

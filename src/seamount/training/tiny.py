@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from ..core.errors import CheckpointError, SeamountError
-from ..models.network import CausalLM
-from ..models.saving import save_folder
-from . import checkpoint
-from .corpus import build_shard
-from .data import Shard, TrainingData
-from .loop import Progress, Trainer
-from .probe import probe
-from .progress import RunLog, loss_curve, read_records
-from .recipe import Recipe
+from seamount.core.errors import CheckpointError, SeamountError
+from seamount.models.network import CausalLM
+from seamount.models.saving import save_folder
+from seamount.training import checkpoint
+from seamount.training.corpus import build_shard
+from seamount.training.data import Shard, TrainingData
+from seamount.training.loop import Progress, Trainer
+from seamount.training.probe import probe
+from seamount.training.progress import RunLog, loss_curve, read_records
+from seamount.training.recipe import Recipe
 
 
 def train(recipe: Recipe) -> None:

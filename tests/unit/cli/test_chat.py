@@ -51,12 +51,12 @@ class Scripted:
 
     def __init__(self, *answers: Sequence[Piece | BaseException]) -> None:
         self._answers = list(answers)
-        self.asked: list[tuple[list[Mapping[str, str]], dict[str, Any], dict[str, Any]]] = []
+        self.asked: list[tuple[list[Mapping[str, str]], dict[str, Any], bool | None]] = []
 
     def stream(
-        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], template_kwargs: Mapping[str, Any]
+        self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any], think: bool | None
     ) -> Generator[Piece, None, None]:
-        self.asked.append((list(messages), dict(sampling), dict(template_kwargs)))
+        self.asked.append((list(messages), dict(sampling), think))
         for piece in self._answers.pop(0):
             if isinstance(piece, BaseException):
                 raise piece
@@ -111,10 +111,10 @@ def test_system_think_and_params_change_what_is_asked() -> None:
     screen = Memory("/system Be kind.", "/think off", "/params temperature=0.5 seed=3", "/params seed=", "hello")
     backend = Scripted(words("ok"))
     chat(screen, backend)
-    messages, sampling, kwargs = backend.asked[0]
+    messages, sampling, think = backend.asked[0]
     assert messages[0] == {"role": "system", "content": "Be kind."}
     assert sampling == {"temperature": 0.5}
-    assert kwargs == {"thinking": False, "enable_thinking": False}
+    assert think is False
 
 
 def test_retry_asks_again_with_the_answer_forgotten() -> None:

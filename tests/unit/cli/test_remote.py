@@ -28,7 +28,7 @@ def delta(**fields: object) -> dict[str, object]:
 
 
 def ask(chat: ServerBackend) -> list[tuple[str, str, int]]:
-    return [(p.reasoning, p.content, p.num_tokens) for p in chat.stream([{"role": "user", "content": "q"}], {}, {})]
+    return [(p.reasoning, p.content, p.num_tokens) for p in chat.stream([{"role": "user", "content": "q"}], {}, None)]
 
 
 def test_reasoning_content_and_usage_are_read() -> None:
@@ -44,7 +44,7 @@ def test_what_is_sent() -> None:
         sent.append(request)
         return httpx.Response(200, text="data: [DONE]\n\n")
 
-    list(backend(handler).stream([{"role": "user", "content": "q"}], {"temperature": 0.1}, {"thinking": True}))
+    list(backend(handler).stream([{"role": "user", "content": "q"}], {"temperature": 0.1}, True))
     assert str(sent[0].url) == "http://server/v1/chat/completions"
     assert json.loads(sent[0].content) == {
         "model": "m",
@@ -89,7 +89,7 @@ def test_an_openai_error_is_told_in_its_own_words() -> None:
 
 def test_an_error_inside_the_stream_is_raised_after_what_came() -> None:
     stream = backend(events(delta(content="par"), {"error": {"message": "worker died"}, "choices": []})).stream(
-        [], {}, {}
+        [], {}, None
     )
     assert next(stream).content == "par"
     with pytest.raises(BackendError, match="worker died"):
@@ -124,3 +124,25 @@ def test_a_server_that_is_not_there_is_told_with_a_hint() -> None:
 def test_a_page_that_is_no_api_is_told() -> None:
     with pytest.raises(BackendError, match="lists no model"):
         backend(lambda request: httpx.Response(200, text="<html>"), model=None)
+
+
+def test_the_switch_for_reasoning_is_sent_under_the_name_that_the_template_has() -> None:
+    sent: list[dict[str, bool]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        kwargs = json.loads(request.content)["chat_template_kwargs"]
+        sent.append(kwargs)
+        if kwargs == {"enable_thinking": False}:
+            return events(delta(content="ok"))(request)
+        return httpx.Response(400, json={"error": {"message": "no", "param": "chat_template_kwargs"}})
+
+    chat = backend(handler)
+    assert [piece.content for piece in chat.stream([], {}, False)] == ["ok"]
+    assert sent == [{"thinking": False}, {"enable_thinking": False}]
+
+
+def test_a_template_without_a_switch_for_reasoning_is_told() -> None:
+    body = {"error": {"message": "no such argument", "param": "chat_template_kwargs"}}
+    chat = backend(lambda request: httpx.Response(400, json=body))
+    with pytest.raises(RequestError, match="no switch for reasoning"):
+        list(chat.stream([], {}, True))

@@ -118,3 +118,35 @@ def test_uniform_fills_the_range_evenly() -> None:
     draws = [uniform(seed, index, position) for seed in range(20) for index in range(5) for position in range(100)]
     counts = torch.histc(torch.tensor(draws), bins=10, min=0, max=1)
     assert counts.min() > 900 and counts.max() < 1100
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    logits=st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=3, max_size=3),
+    temperature=st.one_of(st.just(0.0), st.floats(1e-300, 100)),
+    top_p=st.floats(1e-9, 1),
+    min_p=st.floats(0, 1),
+    top_k=st.integers(0, 5),
+    penalty=st.floats(1e-6, 10),
+    min_tokens=st.integers(0, 1),
+)
+def test_every_allowed_parameter_gives_a_token(logits, temperature, top_p, min_p, top_k, penalty, min_tokens) -> None:
+    params = SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        min_p=min_p,
+        top_k=top_k,
+        repetition_penalty=penalty,
+        min_tokens=min_tokens,
+        stop_token_ids=(0, 1, 2),
+    )
+    (found,) = sample(torch.tensor([logits]), [make(params)], (1,))
+    assert found is not None and 0 <= found.token_id < 3
+
+
+def test_a_row_that_is_not_finite_gives_nothing_and_spares_the_others() -> None:
+    rows = torch.tensor([[0.0, float("nan"), 1.0], [0.0, 2.0, 1.0], [float("inf"), 0.0, 0.0]])
+    params = SamplingParams(temperature=0)
+    bad, good, worse = sample(rows, [make(params)] * 3, ())
+    assert bad is None and worse is None
+    assert good is not None and good.token_id == 1

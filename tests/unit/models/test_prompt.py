@@ -222,7 +222,7 @@ def test_tool_arguments_are_given_as_the_template_writes_them(
 
 @pytest.mark.parametrize("content", [None, ""])
 def test_a_template_that_asks_whether_content_is_none_gets_none_with_a_tool_call(folder: Folder, content: Any) -> None:
-    source = "{% if messages[0]['content'] is none %}call{% else %}text{% endif %}"
+    source = "{% if messages[0]['content'] is none %}{{ messages[0].tool_calls and 'call' }}{% else %}text{% endif %}"
     message = {"role": "assistant", "content": content, "tool_calls": [{"function": {"name": "f"}}]}
     assert folder.encoder(source).encode_chat([message]).text == "call"
 
@@ -280,6 +280,20 @@ def test_arguments_that_the_template_would_ignore_are_refused(folder: Folder) ->
     assert not encoder.template_takes_tools
     with pytest.raises(InvalidRequestError, match="takes no tools"):
         encoder.encode_chat(HELLO, tools=[TOOL])
+
+
+def test_tool_messages_that_the_template_would_drop_are_refused(folder: Folder) -> None:
+    source = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% elif m.role == 'assistant' %}.{% endif %}"
+    )
+    encoder = folder.encoder(source + "{% endfor %}")
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    result = {"role": "tool", "content": "21"}
+    for messages in ([*HELLO, call], [*HELLO, call, result], [*HELLO, result]):
+        with pytest.raises(InvalidRequestError, match="drops tool"):
+            encoder.encode_chat(messages)
+    generic = folder.encoder("{% for m in messages %}{{ m.role }}:{{ m.content }}{% endfor %}")
+    assert generic.encode_chat([*HELLO, result]).text == "user:Hellotool:21"
 
 
 @pytest.mark.parametrize("tools", ["x", [5], {"a": 1}])

@@ -152,6 +152,15 @@ def test_what_cannot_be_known_is_answered_by_one_of_the_honest_answers(language)
     assert {item.answer["content"] for item in items("unknown", language)} == known
 
 
+def test_no_question_has_two_answers():
+    """Over both languages and all skills; else the best model could not answer them all."""
+    answers = {}
+    for skill, language in EVERY:
+        for item in items(skill, language, 1200):
+            asked = json.dumps([item.prompt, item.tools]).lower()
+            assert answers.setdefault(asked, item.answer) == item.answer, item
+
+
 def test_an_unknown_skill_is_a_key_error():
     with pytest.raises(KeyError):
         generate("poetry", "en", 1, 1)

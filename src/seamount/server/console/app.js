@@ -6,6 +6,7 @@ import { exportDocument } from "./conversation.js";
 import { $, composing, copyText, download, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
 import { Models } from "./models.js";
+import { dismissPanel, isCovered, isNarrow, restPanels, togglePanel, watchWidth } from "./panels.js";
 import { StickyScroll } from "./scroll.js";
 import { Settings } from "./settings.js";
 import { showList } from "./sidebar.js";
@@ -13,7 +14,6 @@ import { memoryStore, openStore } from "./store.js";
 import { showBranch } from "./view.js";
 
 const TOAST_MS = 7000;
-const narrow = matchMedia("(max-width: 800px)");
 
 const settings = new Settings();
 const models = new Models(settings);
@@ -99,7 +99,7 @@ function toast(text, undo) {
 // --- what the user does ---
 
 /** Opens a conversation, or a new one for null. The address keeps it, so that a reload comes back here. */
-function open(id, { focus = true } = {}) {
+function open(id) {
   currentId = chat.conversations.has(id) ? id : null;
   const hash = currentId ? `#c=${currentId}` : "";
   if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
@@ -108,8 +108,9 @@ function open(id, { focus = true } = {}) {
   showSidebar();
   if (currentId) scroll.toEnd();
   else scroll.rest();
-  if (narrow.matches) closePanels();
-  if (focus) composer.focus();
+  // On a phone the focus would bring up the keyboard, over what was asked for.
+  if (isNarrow()) restPanels();
+  else composer.focus();
 }
 
 function send(text) {
@@ -160,28 +161,6 @@ const listActions = {
   remove: (conversation) => toast(t("removed"), chat.remove([conversation.id])),
 };
 
-function togglePanel(name) {
-  const isOpen = name === "sidebar" ? !document.body.classList.toggle("sidebar-shut") : !($("settings").hidden = !$("settings").hidden);
-  if (narrow.matches && isOpen) (name === "sidebar" ? $("new-chat") : $("system")).focus();
-  showPanels();
-}
-
-function closePanels() {
-  document.body.classList.toggle("sidebar-shut", narrow.matches);
-  $("settings").hidden = true;
-  showPanels();
-}
-
-function showPanels() {
-  const sidebarOpen = !document.body.classList.contains("sidebar-shut");
-  $("toggle-sidebar").setAttribute("aria-expanded", String(sidebarOpen));
-  $("toggle-settings").setAttribute("aria-expanded", String(!$("settings").hidden));
-  const covered = narrow.matches && (sidebarOpen || !$("settings").hidden);
-  $("scrim").hidden = !covered;
-  // What lies under the scrim must not take the focus.
-  $("main").inert = covered;
-}
-
 const actions = {
   "new-chat": () => open(null),
   stop: () => chat.stop(currentId),
@@ -200,7 +179,7 @@ const actions = {
   },
   "toggle-sidebar": () => togglePanel("sidebar"),
   "toggle-settings": () => togglePanel("settings"),
-  "close-panels": closePanels,
+  "dismiss-panel": dismissPanel,
   reset() {
     settings.reset();
     settings.showPanel(showThinking);
@@ -223,9 +202,9 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     open(null);
   } else if (event.key === "Escape") {
-    if (!$("scrim").hidden) closePanels();
-    else if (chat.running(currentId)) chat.stop(currentId);
-    else $("settings").hidden || togglePanel("settings");
+    // Stopping comes first, unless a panel hides the answer.
+    if (!isCovered() && chat.running(currentId)) chat.stop(currentId);
+    else dismissPanel();
   } else if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
     event.preventDefault();
     composer.focus();
@@ -247,13 +226,13 @@ async function start() {
   chat = new Chat({ store, settings, findModels: () => models.load(), changed, onSaveError });
   await chat.load();
   showTexts();
-  closePanels();
-  const fromAddress = () => open(location.hash.replace(/^#c=/, ""), { focus: !narrow.matches });
+  restPanels();
+  watchWidth();
+  const fromAddress = () => open(location.hash.replace(/^#c=/, ""));
   fromAddress();
   addEventListener("popstate", fromAddress);
   addEventListener("pagehide", () => chat.leave());
   addEventListener("pageshow", () => chat.comeBack());
-  narrow.addEventListener("change", closePanels);
   document.documentElement.dataset.ready = "true";
   await models.load();
 }

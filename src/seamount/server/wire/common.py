@@ -87,6 +87,13 @@ class SamplingFields(WireModel):
             return value
         raise PydanticCustomError("unsupported_parameter", "{why}", {"why": refusal.why})
 
+    @field_validator("stream_options")
+    @classmethod
+    def _only_for_streams(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise PydanticCustomError("stream_options", "is for streams only; set stream to true or leave it out")
+        return value
+
     def ignored(self) -> list[str]:
         """Return the names of given parameters that have no effect."""
         given = [name for name in sorted(self.ignored_names) if getattr(self, name) not in _NOTHING]

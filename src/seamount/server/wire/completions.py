@@ -22,16 +22,25 @@ PromptItem = str | tuple[int, ...]
 def _prompts(value: Any) -> tuple[PromptItem, ...]:
     """Read the four forms: text, texts, token ids, lists of token ids."""
     if isinstance(value, str):
-        return (value,)
+        return (_unicode(value),)
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
-            return tuple(value)
+            return tuple(_unicode(item) for item in value)
         if all(isinstance(item, list) for item in value):
             return tuple(_token_ids(item) for item in value)
         return (_token_ids(value),)
     raise PydanticCustomError(
         "prompt_type", "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
     )
+
+
+def _unicode(text: str) -> str:
+    """Refuse lone surrogates, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise PydanticCustomError("string_unicode", "must be valid Unicode") from cause
+    return text
 
 
 def _token_ids(value: list[Any]) -> tuple[int, ...]:
