@@ -3,9 +3,9 @@
     python bench/make_checkpoint.py r1-distill-qwen-1.5b /tmp/checkpoint
     python bench/serve_real.py /tmp/checkpoint
 
-Reads the files once with nothing in the page cache, then starts `seamount serve` in the same condition; then lets clients
-stream side by side. Prints seconds to read and to be ready, peak memory against weights and cache, and tokens per second;
-`--json` prints the same as one object. It measures and never fails on a number.
+Reads the files once with nothing in the page cache, then starts `seamount serve` in the same condition; then lets
+clients stream side by side. Prints seconds to read and to be ready, peak memory against weights and cache, and tokens
+per second; `--json` prints the same as one object. It measures and never fails on a number.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(folder: Path, num_clients: int, prompt_tokens: int, new_tokens: int)
         "median_first_token_s": round(statistics.median(c["first_token_s"] for c in clients), 2),
         "median_total_s": round(statistics.median(c["total_s"] for c in clients), 2),
         "output_tokens_per_s": round(sum(c["tokens"] for c in clients) / max(c["total_s"] for c in clients), 1),
-        "blocks_in_use_at_the_end": re.findall(r"kv_cache_usage_perc\S* (\S+)", gauges),
+        "blocks_in_use_at_the_end": re.findall(r"^\S*kv_cache_usage_perc\{\S* (\S+)", gauges, re.MULTILINE),
     }
 
 

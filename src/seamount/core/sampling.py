@@ -88,7 +88,9 @@ class SamplingParams:
             if not isinstance(text, str) or not text or len(text) > MAX_STOP_LENGTH:
                 raise _bad("stop", f"must hold non-empty strings of at most {MAX_STOP_LENGTH} characters")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
-            raise _bad("stop_token_ids", f"has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS} are allowed")
+            raise _bad(
+                "stop_token_ids", f"has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS} are allowed"
+            )
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

@@ -1,8 +1,8 @@
 """Settings: how this process runs. Read once, in `cli.wire`; frozen afterwards.
 
-Order, the later winning: defaults, a TOML file (the one `SEAMOUNT_CONFIG` names, else `seamount/seamount.toml` in the XDG
-configuration folder, where it exists), `SEAMOUNT_ENGINE__X` and `SEAMOUNT_SERVER__X` in the environment, command-line
-flags. Unknown keys fail. This is the only module that reads the environment.
+Order, the later winning: defaults, a TOML file (the one `SEAMOUNT_CONFIG` names, else `seamount/seamount.toml` in the
+XDG configuration folder, where it exists), `SEAMOUNT_ENGINE__X` and `SEAMOUNT_SERVER__X` in the environment,
+command-line flags. Unknown keys fail. This is the only module that reads the environment.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def load_settings(engine: dict[str, Any], server: dict[str, Any]) -> Settings:
         ConfigError: a key is unknown, a value is out of range, or the file cannot be read; the message names it.
     """
     _refuse_unknown_environment()
-    flags = {"engine": _given(engine), "server": _given(server)}
+    flags: dict[str, Any] = {"engine": _given(engine), "server": _given(server)}
     try:
         return Settings(**{name: values for name, values in flags.items() if values})
     except ValidationError as cause:
@@ -144,9 +144,9 @@ def data_folder() -> Path:
 def _refuse_unknown_environment() -> None:
     known = {"SEAMOUNT_CONFIG"}
     for name in os.environ:
-        if name.startswith("SEAMOUNT_") and name not in known:
-            if not name.startswith(("SEAMOUNT_ENGINE__", "SEAMOUNT_SERVER__")):
-                raise ConfigError(
-                    f"The environment variable {name} is not a setting.",
-                    hint="Settings are spelled SEAMOUNT_ENGINE__NAME or SEAMOUNT_SERVER__NAME.",
-                )
+        is_ours = name.startswith("SEAMOUNT_") and name not in known
+        if is_ours and not name.startswith(("SEAMOUNT_ENGINE__", "SEAMOUNT_SERVER__")):
+            raise ConfigError(
+                f"The environment variable {name} is not a setting.",
+                hint="Settings are spelled SEAMOUNT_ENGINE__NAME or SEAMOUNT_SERVER__NAME.",
+            )

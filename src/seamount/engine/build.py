@@ -7,15 +7,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 
-from seamount.core.errors import ConfigError
 from seamount.core.requests import ModelFacts
 from seamount.core.settings import EngineConfig
+from seamount.kernels.hardware import choose_device, default_threads
 from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
-from seamount.models.loading import load_model
+from seamount.models.loading import load_model, plan_load
 from seamount.models.locate import locate_model
 from seamount.models.memory import available_bytes
 from seamount.models.prompt import PromptEncoder
@@ -42,10 +41,11 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     """
     started = time.monotonic()
     folder = locate_model(config.model)
-    model_config = ModelConfig.from_folder(folder)
+    # Headers are compared with the config before anything is planned from it; what converters dropped is known then.
+    model_config = plan_load(folder, ModelConfig.from_folder(folder)).config
     encoder = PromptEncoder.from_folder(folder)
-    device = _device(config.device)
-    _set_threads(config.num_threads)
+    device = choose_device(config.device)
+    torch.set_num_threads(config.num_threads or default_threads())
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, dtype_name)
     plan = plan_memory(model_config, config, dtype, available_bytes(device))
@@ -85,23 +85,3 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
 def folder_name(folder: Path) -> str:
     """The name that clients use for a checkpoint folder unless told otherwise."""
     return folder.resolve().name
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as cause:
-        raise ConfigError(f"device {name!r} is not known.", hint="Use cpu, cuda, cuda:N or auto.") from cause
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, and no usable GPU was found.", hint="Use --device cpu.")
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not supported.", hint="Use cpu, cuda, cuda:N or auto.")
-    return device
-
-
-def _set_threads(num_threads: int | None) -> None:
-    allowed = len(os.sched_getaffinity(0))
-    physical = psutil.cpu_count(logical=False) or allowed
-    torch.set_num_threads(num_threads or min(allowed, physical))

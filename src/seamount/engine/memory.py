@@ -59,7 +59,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
     """
     if config.max_model_len is not None and config.max_model_len > model.max_position:
         raise ConfigError(
-            f"max_model_len is {config.max_model_len}, beyond the {model.max_position} tokens that the checkpoint declares.",
+            f"max_model_len is {config.max_model_len}; the checkpoint declares {model.max_position} tokens.",
             hint=f"Use at most {model.max_position}.",
         )
     weights = weight_bytes(model, dtype)
@@ -67,8 +67,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
     spare = free_bytes - weights - WORKSPACE_BYTES
     if spare < block_bytes:
         raise OutOfMemoryError(
-            f"The weights need {_gb(weights)} in {str(dtype).removeprefix('torch.')} and {_gb(WORKSPACE_BYTES)} of working space; "
-            f"{_gb(free_bytes)} of memory is free.",
+            f"The weights need {_gb(weights)} in {str(dtype).removeprefix('torch.')} and "
+            f"{_gb(WORKSPACE_BYTES)} of working space; {_gb(free_bytes)} of memory is free.",
             hint="Free memory, or choose a smaller model or a smaller dtype.",
         )
     wanted_len = config.max_model_len or model.max_position
@@ -86,8 +86,8 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
     capacity = num_blocks * config.block_size
     if capacity < wanted_len and (config.max_model_len is not None or capacity < min(_SMALLEST_CONTEXT, wanted_len)):
         raise OutOfMemoryError(
-            f"A context of {wanted_len} tokens needs {_gb(_blocks(wanted_len, config.block_size) * block_bytes)} of cache; "
-            f"{_gb(room)} can be given to it.",
+            f"A context of {wanted_len} tokens needs "
+            f"{_gb(_blocks(wanted_len, config.block_size) * block_bytes)} of cache; {_gb(room)} can be given to it.",
             hint=f"A max_model_len of at most {capacity} fits.",
         )
     return MemoryPlan(

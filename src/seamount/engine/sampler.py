@@ -78,7 +78,7 @@ def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...],
 
 
 def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> Tensor:
-    """Apply bias, penalties and the end-of-sequence ban to a copy; return the row itself when there is nothing to do."""
+    """Apply bias, penalties and the end-of-sequence ban to a copy; where there is nothing to do, return the row."""
     params = sequence.sampling
     steps: list[Callable[[Tensor], None]] = []
     if params.logit_bias:
@@ -132,7 +132,7 @@ def _draw(row: Tensor, params: SamplingParams, draw: float) -> int:
     if params.top_p < 1.0:
         probabilities, ids = _nucleus(probabilities, ids, params.top_p)
     if ids is not None:
-        # In the vocabulary's order: by rank, rounding noise that swaps two near-equal candidates would shift all between.
+        # In the vocabulary's order: by rank, noise that swaps two near-equal candidates would shift all between.
         ids, by_id = ids.sort()
         probabilities = probabilities[by_id]
     cumulative = probabilities.cumsum(dim=-1)

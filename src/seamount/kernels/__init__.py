@@ -1,7 +1,7 @@
 """The numeric kernels, behind one API: callers never ask which chip they run on.
 
-`reference` gives the semantics in plain torch: it is the oracle that every faster implementation is tested against. Faster
-ones for a chip are chosen here, at run time, under the same names.
+`reference` gives the semantics in plain torch: it is the oracle that every faster implementation is tested against.
+Faster ones for a chip are chosen here, at run time, under the same names.
 """
 
 from .reference import (

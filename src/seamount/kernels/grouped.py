@@ -2,7 +2,8 @@
 
 Called by `reference` where gradients flow. Same meaning as there; what differs is that the grouping of rows by expert, whose
 sizes depend on data, hides in operators that `torch.compile` treats as opaque, and that every gradient is a gather instead
-of a scatter. Shapes: T tokens, C width, E experts, A chosen per token, I expert width, N = T * A.
+of a scatter. Shapes: T tokens, C width, E experts, A chosen per token, I expert width, N = T * A choices,
+P padded rows.
 """
 
 from __future__ import annotations
@@ -12,43 +13,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+# Experts' rows are padded to a multiple of this: the CPU's matrix library prepares itself for each new shape, which takes
+# longer than the product, and without padding nearly every product has a shape of its own.
+_ROW_MULTIPLE = 128
+
+
 @torch.library.custom_op("seamount::grouped_linear", mutates_args=())
-def grouped_linear(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Linear map of rows `x [N, K]` that lie sorted by group: `counts [E]` rows each, `weight [E, M, K]`; `[N, M]`."""
+def grouped_linear(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """Linear map of rows `x [P, K]` that lie sorted by group: `sizes [E]` rows each, `weight [E, M, K]`; `[P, M]`.
+
+    Rows behind the last group are left undefined.
+    """
     out = x.new_empty(x.shape[0], weight.shape[1])
-    for rows, result, matrix in zip(*_split(counts, x, out), weight, strict=True):
+    for rows, result, matrix in zip(*_split(sizes, x, out), weight, strict=True):
         torch.mm(rows, matrix.T, out=result)
     return out
 
 
 @torch.library.custom_op("seamount::grouped_linear_backward", mutates_args=())
-def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `grouped_linear` with respect to x and weight, given `grad [N, M]`."""
+def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `grouped_linear` with respect to x and weight, given `grad [P, M]`."""
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
-    parts = _split(counts, grad, x, grad_x)
+    parts = _split(sizes, grad, x, grad_x)
     for grad_rows, rows, grad_x_rows, matrix, grad_matrix in zip(*parts, weight, grad_weight, strict=True):
         torch.mm(grad_rows, matrix, out=grad_x_rows)
         torch.mm(grad_rows.T, rows, out=grad_matrix)
     return grad_x, grad_weight
 
 
-@torch.library.custom_op("seamount::take_rows", mutates_args=())
-def take_rows(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Rows `order [N]` of `x [N, K]`, where `order` is a permutation and `inverse` undoes it."""
-    return x.index_select(0, order)
+@torch.library.custom_op("seamount::spread_rows", mutates_args=())
+def spread_rows(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+    """Put row n of `x [N, K]` at `places[n]` of `[P, K]`; other rows, where `sources [P]` is -1, become zero."""
+    return x.index_select(0, sources.clamp(min=0)).mul_((sources >= 0).unsqueeze(1))
+
+
+@torch.library.custom_op("seamount::collect_rows", mutates_args=())
+def collect_rows(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+    """Undo `spread_rows`: row n of the result is row `places[n]` of `x [P, K]`."""
+    return x.index_select(0, places)
 
 
 def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """As `reference.run_experts`."""
     num_tokens, num_chosen = ids.shape
-    flat = ids.flatten()
+    num_experts, flat = gate_up.shape[0], ids.flatten()
+    counts = F.one_hot(flat, num_experts).sum(dim=0)
+    sizes = (counts + _ROW_MULTIPLE - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
+    # The n-th choice stands at its rank among its expert's choices, behind the padded rows of the experts before.
     order = flat.argsort(stable=True)
-    inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.shape[0], device=order.device))
-    counts = F.one_hot(flat, gate_up.shape[0]).sum(dim=0)
+    ranks = torch.arange(order.shape[0], device=x.device) - (counts.cumsum(0) - counts)[flat[order]]
+    places = torch.empty_like(order).scatter_(0, order, (sizes.cumsum(0) - sizes)[flat[order]] + ranks)
+    num_padded = order.shape[0] + num_experts * _ROW_MULTIPLE
+    sources = torch.full((num_padded,), -1, device=x.device, dtype=order.dtype)
+    sources = sources.scatter(0, places, torch.arange(order.shape[0], device=x.device))
     repeated = x.unsqueeze(1).expand(-1, num_chosen, -1).reshape(num_tokens * num_chosen, -1)
-    rows = take_rows(repeated, order, inverse)
-    gate, up = grouped_linear(rows, gate_up, counts).chunk(2, dim=-1)
-    terms = take_rows(grouped_linear(F.silu(gate) * up, down, counts), inverse, order)
+    gate, up = grouped_linear(spread_rows(repeated, places, sources), gate_up, sizes).chunk(2, dim=-1)
+    terms = collect_rows(grouped_linear(F.silu(gate) * up, down, sizes), places, sources)
     terms = terms.unflatten(0, (num_tokens, num_chosen))
     return (terms.float() * weights.float().unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
@@ -65,24 +85,30 @@ def attend_rows(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-def _split(counts: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    sizes = counts.tolist()
-    return [tensor.split(sizes) for tensor in tensors]
+def _split(sizes: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    rows = sizes.tolist()
+    total = sum(rows)
+    return [tensor[:total].split(rows) for tensor in tensors]
 
 
 @grouped_linear.register_fake
-def _(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+def _(x: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
 @grouped_linear_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(weight)
 
 
-@take_rows.register_fake
-def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    return x.new_empty(order.shape[0], x.shape[1])
+@spread_rows.register_fake
+def _(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+    return x.new_empty(sources.shape[0], x.shape[1])
+
+
+@collect_rows.register_fake
+def _(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
+    return x.new_empty(places.shape[0], x.shape[1])
 
 
 def _keep_for_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -90,19 +116,23 @@ def _keep_for_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-de
 
 
 def _linear_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
-    x, weight, counts = ctx.saved_tensors
-    return *grouped_linear_backward(grad.contiguous(), x, weight, counts), None
+    x, weight, sizes = ctx.saved_tensors
+    return *grouped_linear_backward(grad.contiguous(), x, weight, sizes), None
 
 
 def _keep_for_rows(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    _, order, inverse = inputs
-    ctx.save_for_backward(order, inverse)
+    _, places, sources = inputs
+    ctx.save_for_backward(places, sources)
 
 
-def _row_gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
-    order, inverse = ctx.saved_tensors
-    return take_rows(grad.contiguous(), inverse, order), None, None
+def _spread_gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    return collect_rows(grad.contiguous(), *ctx.saved_tensors), None, None
+
+
+def _collect_gradients(ctx, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[no-untyped-def]
+    return spread_rows(grad.contiguous(), *ctx.saved_tensors), None, None
 
 
 grouped_linear.register_autograd(_linear_gradients, setup_context=_keep_for_linear)
-take_rows.register_autograd(_row_gradients, setup_context=_keep_for_rows)
+spread_rows.register_autograd(_spread_gradients, setup_context=_keep_for_rows)
+collect_rows.register_autograd(_collect_gradients, setup_context=_keep_for_rows)

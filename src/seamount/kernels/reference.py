@@ -1,8 +1,8 @@
 """What each kernel means, in plain torch: the oracle of every faster implementation, and the fallback on every device.
 
 Called by `models` only. Everything is differentiable but the paged operations. Shapes: T tokens of a flat batch, S
-sequences in it, H query heads, K key-value heads, D head width, L context length of one sequence, R latent width, E experts,
-A experts chosen per token.
+sequences in it, H query heads, K key-value heads, D head width, L context length of one sequence, R latent width,
+E experts, A experts chosen per token.
 
 A flat batch lays the new tokens of its sequences one after the other: sequence `s` owns rows
 `query_starts[s]:query_starts[s + 1]`, and its context, once they are written, is `context_lens[s]` tokens long.

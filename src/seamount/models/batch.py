@@ -25,9 +25,9 @@ class CacheSpec:
         return self.num_layers * sum(math.prod(shape) for shape in self.shapes)
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> Cache:
-        """Return zeroed memory for `num_slots` tokens."""
+        """Return memory for `num_slots` tokens, not set: a slot is written before it is read."""
         return [
-            tuple(torch.zeros(num_slots, *shape, dtype=dtype, device=device) for shape in self.shapes)
+            tuple(torch.empty(num_slots, *shape, dtype=dtype, device=device) for shape in self.shapes)
             for _ in range(self.num_layers)
         ]
 

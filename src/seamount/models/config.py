@@ -1,7 +1,7 @@
 """What a checkpoint's `config.json` says, as frozen facts: read once, checked, and free of torch.
 
-Every field that the networks use is read here and nowhere else, in the old spelling (`rope_theta`, `rope_scaling`) or the
-new one (`rope_parameters`). Nothing of the folder is executed: `auto_map` and Python files are ignored.
+Every field that the networks use is read here and nowhere else, in the old spelling (`rope_theta`, `rope_scaling`) or
+the new one (`rope_parameters`). Nothing of the folder is executed: `auto_map` and Python files are ignored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The parts that every family is built from: norm, feed-forward network, grouped-query and latent attention, experts.
 
-Parameter names equal those of the checkpoints, so that the key map stays short. `forward` takes the batch and this layer's
-part of the cache explicitly; with no cache, sequences attend within themselves and everything is differentiable.
+Parameter names equal those of the checkpoints, so that the key map stays short. `forward` takes the batch and its
+layer's part of the cache explicitly; with no cache, sequences attend within themselves, and everything is
+differentiable.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
+        self.e_score_correction_bias: Tensor
         if config.router == "sigmoid":
             self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
 

@@ -1,7 +1,7 @@
-"""The causal language model: embedding, decoder layers, final norm, head; and DeepSeek-V3's multi-token-prediction block.
+"""The causal language model: embedding, decoder layers, final norm, head, and DeepSeek-V3's multi-token prediction.
 
-One network serves the engine and training. Families differ in which attention and which feed-forward network a layer has,
-and both follow from the config.
+One network serves the engine and training. Families differ in which attention and which feed-forward network a layer
+has, and both follow from the config.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Writes a network as a Hugging Face folder: config.json and model.safetensors under the official names.
 
-Called by training. The inverse of `models.loading`, along the same key map. Embedding and head are stored once: MTP blocks
-share them. It must not know how the weights came to be.
+Called by training. The inverse of `models.loading`, along the same key map. Embedding and head are stored once: MTP
+blocks share them. It must not know how the weights came to be.
 """
 
 from __future__ import annotations

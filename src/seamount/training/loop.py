@@ -30,6 +30,9 @@ from seamount.training.recipe import Recipe
 
 _INIT_STD = 0.02
 _MOST_COMPILED_SHAPES = 64
+# The number of guesses varies by step; padded, it takes few values, and matrix products of a known shape are quicker.
+_GUESS_MULTIPLE = 256
+_NO_GUESS = -100
 
 
 @dataclass(slots=True)
@@ -158,7 +161,7 @@ class Trainer:
         flat = Batch.without_cache(token_ids)
         with torch.compiler.set_stance("force_eager"):
             with torch.no_grad():
-                hidden = self.model.hidden_states(flat, None)
+                hidden = self.model(flat, None)
             following = F.pad(token_ids[:, 1:], (0, 1)).flatten()
             further = self.model.mtp_hidden(hidden, following, flat)
             rows, targets = _guesses(token_ids, trained, 2)
@@ -277,13 +280,15 @@ def _keep_chosen(router: nn.Module, inputs: object, output: tuple[Tensor, Tensor
 
 
 def _guesses(token_ids: Tensor, trained: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-    """Flat rows from which a trained token lies `ahead` places further, and those tokens."""
-    length = token_ids.shape[1]
+    """Flat rows from which a trained token lies `ahead` places further, and those tokens; padded with `_NO_GUESS`."""
     row, column = trained[:, ahead:].nonzero(as_tuple=True)
-    return row * length + column, token_ids[row, column + ahead]
+    rows, targets = row * token_ids.shape[1] + column, token_ids[row, column + ahead]
+    missing = -len(rows) % _GUESS_MULTIPLE
+    return F.pad(rows, (0, missing)), F.pad(targets, (0, missing), value=_NO_GUESS)
 
 
 def _guess_loss(model: CausalLM, hidden: Tensor, rows: Tensor, targets: Tensor, normalize: bool) -> Tensor:
     """Mean cross-entropy of the guesses made at `rows` of `hidden [T, C]`."""
     chosen = hidden.index_select(0, rows)
-    return F.cross_entropy(model.logits(model.norm(chosen) if normalize else chosen), targets)
+    logits = model.logits(model.norm(chosen) if normalize else chosen)
+    return F.cross_entropy(logits, targets, ignore_index=_NO_GUESS)

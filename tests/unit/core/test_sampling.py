@@ -39,7 +39,7 @@ from seamount.core.sampling import SamplingParams
         ("stop_token_ids", (-1,)),
         ("logit_bias", {1: 101.0}),
         ("logit_bias", {-1: 1.0}),
-        ("logit_bias", {i: 0.0 for i in range(1025)}),
+        ("logit_bias", dict.fromkeys(range(1025), 0.0)),
     ],
 )
 def test_out_of_range_names_the_field(field: str, value: object) -> None:

@@ -150,7 +150,9 @@ def test_few_blocks_mean_preemption_and_the_same_answers() -> None:
 def test_small_steps_give_the_same_answers(llm: LLM) -> None:
     chunked = load(max_step_tokens=16)
     prompt = [" ".join(str(i) for i in range(60)), *PROMPTS]
-    assert [c.token_ids for c in chunked.generate(prompt, GREEDY)] == [c.token_ids for c in llm.generate(prompt, GREEDY)]
+    assert [c.token_ids for c in chunked.generate(prompt, GREEDY)] == [
+        c.token_ids for c in llm.generate(prompt, GREEDY)
+    ]
 
 
 def test_a_second_question_reuses_the_first_ones_cache(llm: LLM) -> None:

@@ -45,7 +45,7 @@ def test_any_split_gives_the_text_before_the_first_stop_string(text, stop, cuts)
         assert run(text, tuple(stop), cuts) == (text, None)
     else:
         # Token by token, the string that is complete first ends the output.
-        end, match = min((text.find(s) + len(s), s) for s in stop if s in text)
+        end = min(text.find(s) + len(s) for s in stop if s in text)
         assert stopped is not None and text.startswith(sent + stopped)
         assert len(sent) + len(stopped) == end
 
