@@ -6,7 +6,13 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# No timed tests: a busy machine makes drawing and running slow, and neither is a fault of the code.
+_SLOW = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any-machine", deadline=None, suppress_health_check=_SLOW)
+hypothesis.settings.load_profile("any-machine")
 
 
 @pytest.fixture(autouse=True)

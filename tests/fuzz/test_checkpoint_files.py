@@ -19,7 +19,6 @@ from seamount.models.footprint import num_active_parameters, num_parameters
 from seamount.models.loading import plan_load
 
 GOOD = save({"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.zeros(4, dtype=torch.bfloat16)})
-HEADER_BYTES = int.from_bytes(GOOD[:8], "little")
 
 quick = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -35,12 +35,12 @@ Serve = Callable[..., Awaitable[Running]]
 
 @pytest_asyncio.fixture
 async def serve() -> AsyncIterator[Serve]:
-    """Return `serve(engine, **server settings)`; everything is stopped afterwards."""
+    """Return `serve(engine, encoder, **server settings)`; everything is stopped afterwards."""
     started: list[Running] = []
 
-    async def start(engine: Engine, **settings: object) -> Running:
+    async def start(engine: Engine, encoder: ByteEncoder | None = None, **settings: object) -> Running:
         config = ServerConfig(**{"port": 0, "drain_timeout_s": 1, **settings})
-        app = create_app(engine, ByteEncoder(), config)
+        app = create_app(engine, encoder or ByteEncoder(), config)
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         server = HttpServer(app, config, ready.set_result)
         task = asyncio.create_task(server.serve())

@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -163,14 +164,13 @@ def test_the_printed_addresses_answer_and_the_printed_call_works_when_pasted(
     assert json.loads(done.stdout)["choices"][0]["message"]["role"] == "assistant"
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(
-    server: tuple[subprocess.Popen[str], str], small_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = server[1].split("/v1\n")[0].rpartition(":")[2]
-    assert main(["serve", "--port", port, str(small_checkpoint)]) == 2
+def test_a_taken_port_is_told_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), "/no/such/folder"]) == 2
     shown = capsys.readouterr().err
     assert f"error: Something already listens on 127.0.0.1 port {port}." in shown
-    assert "weights" not in shown
+    assert "Loading" not in shown
 
 
 def test_ctrl_c_stops_the_server_without_a_traceback(server: tuple[subprocess.Popen[str], str]) -> None:
@@ -191,6 +191,7 @@ def test_an_open_address_is_warned_of(
     host: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(serve_command.wire, "make_app", lambda settings, progress: None)
-    monkeypatch.setattr("seamount.server.serve.run_server", lambda app, config, on_ready: None)
+    monkeypatch.setattr("seamount.server.listener.bind", lambda config: socket.socket())
+    monkeypatch.setattr("seamount.server.serve.run_server", lambda app, config, on_ready, listener: None)
     assert main(["serve", "--host", host]) == 0
     assert ("there is no sign-in" in capsys.readouterr().err) is warned

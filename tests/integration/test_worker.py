@@ -112,6 +112,44 @@ async def test_a_model_that_cannot_load_fails_at_the_start() -> None:
     await engine.close()
 
 
+async def test_python_files_in_the_working_directory_are_not_imported(tmp_path, monkeypatch) -> None:
+    """The working directory may be a checkpoint folder that somebody else made."""
+    for name in ("torch", "numpy", "json", "seamount"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    async with running():
+        assert not (tmp_path / "ran").exists()
+
+
+async def test_when_no_process_can_be_had_it_is_tried_again(monkeypatch) -> None:
+    async with running() as engine:
+        spawn = asyncio.create_subprocess_exec
+        refusals = 2
+
+        async def refuse_twice(*args, **kwargs):
+            nonlocal refusals
+            refusals -= 1
+            if refusals >= 0:
+                raise OSError(24, "Too many open files")
+            return await spawn(*args, **kwargs)
+
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refuse_twice)
+        os.kill(_workers()[0], signal.SIGKILL)
+        await until(_is(engine, "restarting"))
+        chunks = await collect(engine, request("a", SamplingParams(max_tokens=2, ignore_eos=True)))
+        assert chunks[-1].finish_reason == "length"
+
+
+async def test_bytes_that_are_no_message_end_in_a_new_worker() -> None:
+    async with running() as engine:
+        (worker,) = _workers()
+        engine._writer.write(b"\x04\x00\x00\x00junk")  # the worker cannot read it, says so in its log, and ends
+        await until(_is(engine, "restarting"))
+        chunks = await collect(engine, request("a", SamplingParams(max_tokens=2, ignore_eos=True)))
+        assert chunks[-1].finish_reason == "length"
+        assert _workers() != [worker]
+
+
 async def test_closing_ends_requests_and_the_process() -> None:
     async with running() as engine:
         stream = engine.generate(request("a"))
@@ -155,6 +193,13 @@ async def test_an_idle_worker_sleeps() -> None:
         await asyncio.sleep(1.0)
         after = process.cpu_times()
         assert (after.user + after.system) - (before.user + before.system) < 0.2
+
+
+def _is(engine: WorkerEngine, state: str):
+    async def check() -> bool:
+        return engine.state() == state
+
+    return check
 
 
 def _workers() -> list[int]:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from seamount.core.errors import InvalidRequestError
 
 from . import flags, wire
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Score and print the table."""
     from seamount.training.evaluate import evaluate
 
-    skills = args.skills.split(",") if args.skills else None
+    skills = None if args.skills is None else _skills(args.skills)  # before a model is loaded
     llm = wire.open_llm(flags.settings_from(args).engine)
     report = evaluate(
         llm,
@@ -47,8 +47,20 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(report.to_json())
     else:
+        from rich.console import Console
+
         Console().print(report.table())
     return 0
+
+
+def _skills(text: str) -> list[str]:
+    from seamount.training.skills import SKILLS
+
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in SKILLS:
+            raise InvalidRequestError(f"There is no skill {name!r}.", hint=f"There are: {', '.join(SKILLS)}.")
+    return names
 
 
 def _tell(cell: Cell) -> None:

@@ -15,7 +15,7 @@ from seamount.core.sampling import SamplingParams
 
 from . import flags, wire
 from .backends import interrupted_between
-from .screen import harmless
+from .screen import harmless, utf8_input
 
 if TYPE_CHECKING:
     from seamount.engine.llm import LLM, Delta
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate and print."""
     given = flags.sampling_given(args)
     SamplingParams(**given)  # before a model is loaded for minutes
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _stdin() if args.prompt == "-" else args.prompt
     if not prompt:
         raise InvalidRequestError("The prompt is empty.", param="prompt")
     llm = wire.open_llm(flags.settings_from(args).engine)
@@ -52,6 +52,13 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_stream(_stream(llm, prompt, sampling, chat=args.chat))
     return 0
+
+
+def _stdin() -> str:
+    with utf8_input():
+        text = sys.stdin.read()
+        text.encode()  # where the locale is C, Python lets other bytes through as lone surrogates
+    return text
 
 
 def _messages(prompt: str) -> list[dict[str, str]]:

@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from seamount.core.errors import ConfigError, RequestError, SeamountError
 from seamount.version import __version__
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = {
     "serve": "start the server: chat page and OpenAI API",
@@ -29,6 +33,9 @@ COMMANDS = {
 }
 
 FAILED, WRONG, INTERRUPTED, READER_GONE = 1, 2, 130, 141
+
+# Of a write to a stream; an error with a file name is about something else.
+_OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 _EXTRAS = {"fastapi": "serve", "uvicorn": "serve", "httpx": "serve", "prometheus_client": "serve", "yaml": "train"}
 
@@ -66,9 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # What is still buffered would fail again, loudly, when the interpreter flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return READER_GONE
+    except OSError as error:
+        if error.errno not in _OUTPUT_FAILURES or error.filename is not None:
+            raise
+        _drop_output()
+        print_error(SeamountError(f"The output could not be written: {error.strerror}."))
+        return FAILED
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
@@ -85,11 +97,21 @@ def print_error(error: SeamountError) -> None:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: it would fail again, loudly, when the interpreter flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong argument in the same words as every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.", hint=f"`{self.prog} --help` lists the flags.")
+
+    def print_help(self, file: SupportsWrite[str] | None = None) -> None:
+        """Print the help to stdout; a failure to write is raised, so that `main` tells it."""
+        sys.stdout.write(self.format_help())
+        sys.stdout.flush()
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _PLAIN_EVERY = 0.25
 
@@ -29,6 +29,9 @@ class LoadingProgress:
 
     def __enter__(self) -> LoadingProgress:
         if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
+
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
@@ -61,4 +64,6 @@ class LoadingProgress:
         share = done / total if total else 1.0
         if share - self._told.get(stage, 0.0) >= _PLAIN_EVERY:
             self._told[stage] = share - share % _PLAIN_EVERY
+            from rich.filesize import decimal
+
             print(f"  {stage}: {share:.0%} of {decimal(total)}", file=sys.stderr, flush=True)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from rich.console import Console
-
-from seamount.core.errors import SeamountError
+from seamount.core.errors import InvalidRequestError, SeamountError
 
 # Every control character but newline and tab: escape sequences in a model's text could redraw or retitle the terminal.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -21,6 +20,19 @@ _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code not in
 def harmless(text: str) -> str:
     """Return the text without terminal control characters."""
     return text.translate(_CONTROL)
+
+
+@contextmanager
+def utf8_input() -> Iterator[None]:
+    """Turn the failure to decode stdin into a typed error.
+
+    Raises:
+        InvalidRequestError: stdin is not UTF-8.
+    """
+    try:
+        yield
+    except UnicodeError as cause:
+        raise InvalidRequestError("stdin is not UTF-8.", hint="Convert it first, for instance with iconv.") from cause
 
 
 class Screen(Protocol):
@@ -60,8 +72,10 @@ class PipeScreen:
 
     def lines(self) -> Iterator[str]:
         """See `Screen`."""
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
+        with utf8_input():
+            for line in sys.stdin:
+                line.encode()  # where the locale is C, Python lets other bytes through as lone surrogates
+                yield line.rstrip("\r\n")
 
     def answer(self, reasoning: str, content: str) -> None:
         """See `Screen`; reasoning is left out."""
@@ -94,6 +108,8 @@ class TerminalScreen:
     keeps_going = True
 
     def __init__(self, history: Path | None, commands: tuple[str, ...]) -> None:
+        from rich.console import Console
+
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._ask = _line_reader(history, commands)
         self._part = ""

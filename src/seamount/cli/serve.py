@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     settings = flags.settings_from(args)
-    from seamount.server.serve import run_server
+    from seamount.server.listener import bind
 
     _log_to_stderr()
     if not is_loopback(settings.server.host):
@@ -41,14 +41,17 @@ def run(args: argparse.Namespace) -> int:
             "model. Bind to 127.0.0.1, or put a gateway in front that asks who it is.",
             file=sys.stderr,
         )
-    with LoadingProgress(settings.engine.model) as progress:
+    # Bound before anything is loaded, so that a taken port is told at once.
+    with bind(settings.server) as listener, LoadingProgress(settings.engine.model) as progress:
+        from seamount.server.serve import run_server
+
         app = wire.make_app(settings, progress)
 
         def ready(base_url: str) -> None:
             progress.close()
             print(greeting(base_url, app.state.service.model_name()), flush=True)
 
-        run_server(app, settings.server, ready)
+        run_server(app, settings.server, ready, listener)
     return 0
 
 

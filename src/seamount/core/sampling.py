@@ -6,8 +6,9 @@ field's (OpenAI where it has the parameter, vLLM where only engines have it).
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .errors import InvalidRequestError
 
@@ -64,10 +65,10 @@ class SamplingParams:
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _tuple("stop_token_ids", self.stop_token_ids))
+        if not isinstance(self.logit_bias, Mapping):
+            raise _bad("logit_bias", "must map token ids to numbers")
         _check_int("max_tokens", self.max_tokens, 1, 2**31 - 1, optional=True)
         _check_int("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -87,6 +88,8 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text or len(text) > MAX_STOP_LENGTH:
                 raise _bad("stop", f"must hold non-empty strings of at most {MAX_STOP_LENGTH} characters")
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise _bad("stop", "holds half a character (a lone surrogate)")
         if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
             raise _bad(
                 "stop_token_ids", f"has {len(self.stop_token_ids)} entries; at most {MAX_STOP_TOKEN_IDS} are allowed"
@@ -109,6 +112,12 @@ def _bad(name: str, problem: str) -> InvalidRequestError:
     return InvalidRequestError(f"{name} {problem}.", param=name)
 
 
+def _tuple(name: str, values: Iterable[Any]) -> tuple[Any, ...]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise _bad(name, f"must be a list, not {type(values).__name__}")
+    return tuple(values)
+
+
 def _check_int(name: str, value: int | None, low: int, high: int, *, optional: bool = False) -> None:
     if value is None and optional:
         return
@@ -119,7 +128,8 @@ def _check_int(name: str, value: int | None, low: int, high: int, *, optional: b
 
 
 def _check_float(name: str, value: float, low: float, high: float, *, above: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _bad(name, "must be a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _bad(name, f"must be a number, not {type(value).__name__}")
+    # A NaN lies in no range.
     if not low <= value <= high or (above and value == low):
         raise _bad(name, f"is {value}; it must lie in {'(' if above else '['}{low}, {high}]")

@@ -112,12 +112,12 @@ def load_settings(engine: dict[str, Any], server: dict[str, Any]) -> Settings:
         raise ConfigError(f"Settings could not be read: {cause}.", hint=f"See {_config_file()}.") from cause
 
 
-def config_error(cause: ValidationError) -> ConfigError:
+def config_error(cause: ValidationError, hint: str = "`seamount serve --help` lists the settings.") -> ConfigError:
     """Turn pydantic's report into one typed error that names each key and its problem."""
     problems = "; ".join(
         f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in cause.errors(include_url=False)
     )
-    return ConfigError(f"Settings are wrong: {problems}.", hint="`seamount serve --help` lists the settings.")
+    return ConfigError(f"Settings are wrong: {problems}.", hint=hint)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

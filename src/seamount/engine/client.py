@@ -6,7 +6,6 @@ Implements `core.ports.Engine`. Lives in one asyncio event loop. Imports no torc
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
 import socket
@@ -14,7 +13,15 @@ import sys
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from seamount.core.errors import DrainingError, EngineError, SeamountError, WorkerDiedError, error_from_fields
+from seamount.core.errors import (
+    BackendError,
+    CapacityError,
+    DrainingError,
+    EngineError,
+    SeamountError,
+    WorkerDiedError,
+    error_from_fields,
+)
 from seamount.core.requests import Chunk, EngineState, EngineStats, ModelFacts, Request
 from seamount.core.settings import EngineConfig
 
@@ -34,9 +41,12 @@ from .messages import (
 
 _log = logging.getLogger(__name__)
 
-# A worker that dies this many times in a row before it has answered anything is not started again.
+# A worker that has never become ready is not started more often than this.
 _MAX_FRUITLESS_STARTS = 5
 _RESTART_DELAY_S = 0.5
+_MAX_RESTART_DELAY_S = 15.0
+# How long a new request waits for a worker that is being started again.
+_READY_WAIT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
 
 
@@ -74,11 +84,16 @@ class WorkerEngine:
             SeamountError: the worker's own error when the model cannot be loaded.
         """
         self._supervisor = asyncio.create_task(self._supervise(), name="engine-supervisor")
+        self._supervisor.add_done_callback(self._supervisor_ended)
         return await self._when_ready()
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """See `core.ports.Engine.generate`. While the worker restarts, a new request waits for it."""
-        await self._when_ready()
+        try:
+            async with asyncio.timeout(_READY_WAIT_S):
+                await self._when_ready()
+        except TimeoutError as cause:
+            raise CapacityError("The model's worker process has not come back yet.", retry_after=10.0) from cause
         queue: asyncio.Queue[Chunk | SeamountError] = asyncio.Queue()
         self._requests[request.id] = queue
         unfinished = request.sampling.n
@@ -114,8 +129,7 @@ class WorkerEngine:
         self._fail_requests(DrainingError("The server is stopping."))
         if self._supervisor is not None:
             self._supervisor.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._supervisor
+            await asyncio.wait([self._supervisor])
         await self._stop_process()
 
     async def _when_ready(self) -> ModelFacts:
@@ -132,44 +146,75 @@ class WorkerEngine:
             self._writer.write(frame(message))
 
     async def _supervise(self) -> None:
+        """Keep a worker running until the engine is closed, or until no worker ever became ready."""
         fruitless = 0
-        while fruitless < _MAX_FRUITLESS_STARTS:
-            answered = await self._run_worker()
+        while self._facts is not None or fruitless < _MAX_FRUITLESS_STARTS:
+            try:
+                fruitless = 0 if await self._run_worker() else fruitless + 1
+            except OSError as error:
+                _log.error("the worker could not be started: %s", error)
+                fruitless += 1
             if self._failure is not None:
                 return
-            fruitless = 0 if answered else fruitless + 1
-            await asyncio.sleep(_RESTART_DELAY_S * fruitless)
+            await asyncio.sleep(min(_RESTART_DELAY_S * fruitless, _MAX_RESTART_DELAY_S))
         self._fail(EngineError("The worker died at every start.", hint="Its last words are in the log above."))
 
+    def _supervisor_ended(self, task: asyncio.Task[None]) -> None:
+        """A defect of the supervisor itself must not leave requests waiting for ever."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("the engine's supervisor failed", exc_info=error)
+            self._fail(EngineError("The engine's supervisor failed.", hint="The log above says why."))
+
     async def _run_worker(self) -> bool:
-        """Run one worker to its end; return whether it had become ready."""
+        """Run one worker to its end; return whether it had become ready.
+
+        Raises:
+            OSError: no process or socket could be had.
+        """
+        reader, writer, process = await self._spawn()
+        self._writer, self._process = writer, process
+        try:
+            self._send(Start(self._config.model_dump_json()))
+            while True:
+                length = frame_length(await reader.readexactly(HEADER.size))
+                self._receive(CODEC.decode(await reader.readexactly(length)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        except BackendError as error:
+            # Out of step with the worker: nothing that it says from here on can be understood.
+            _log.error("%s", error)
+            process.kill()
+        finally:
+            self._writer = None
+            writer.close()
+        code = await process.wait()
+        was_ready = self._state == "ready"
+        if self._failure is None and self._state != "closed":
+            self._worker_died(process.pid, code)
+        return was_ready
+
+    async def _spawn(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, asyncio.subprocess.Process]:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
+        try:
+            process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                # Without -P, Python files in the working directory, which may be a checkpoint, would be imported.
+                "-P",
                 "-m",
                 "seamount.engine.worker",
                 str(theirs.fileno()),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
+                # Ctrl-C reaches the whole foreground group; what it means is the server's to decide.
+                start_new_session=True,
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        self._send(Start(self._config.model_dump_json()))
-        was_ready = False
-        try:
-            while True:
-                length = frame_length(await reader.readexactly(HEADER.size))
-                self._receive(CODEC.decode(await reader.readexactly(length)))
-                was_ready = was_ready or self._state == "ready"
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+            reader, writer = await asyncio.open_unix_connection(sock=ours)
+        except OSError:
+            ours.close()
+            raise
         finally:
-            self._writer.close()
-            self._writer = None
-        code = await self._process.wait()
-        if self._failure is None and self._state != "closed":
-            self._worker_died(code)
-        return was_ready
+            theirs.close()
+        return reader, writer, process
 
     def _receive(self, message: Any) -> None:
         if isinstance(message, Stepped):
@@ -186,17 +231,17 @@ class WorkerEngine:
             self._state = "ready"
             self._ready.set()
         elif isinstance(message, Failed):
-            self._fail(error_from_fields(**message.error))  # type: ignore[arg-type]
+            error = error_from_fields(**message.error)  # type: ignore[arg-type]
+            if self._facts is None:
+                self._fail(error)
+            else:
+                _log.error("the worker could not load the model again: %s", error)
 
-    def _worker_died(self, code: int) -> None:
+    def _worker_died(self, pid: int, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
-        _log.error(
-            "worker %s died (%s) with %d requests in flight; starting another",
-            self._process.pid if self._process else "?",
-            how,
-            len(self._requests),
-        )
-        self._state = "restarting"
+        _log.error("worker %d died (%s) with %d requests in flight; starting another", pid, how, len(self._requests))
+        if self._facts is not None:
+            self._state = "restarting"
         self._ready.clear()
         self._num_restarts += 1
         self._past = dataclasses.replace(self._past, **_sum_counters(self._past, self._stats))

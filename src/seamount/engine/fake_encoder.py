@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from seamount.core.errors import ContextTooLongError, InvalidRequestError
 from seamount.models.reasoning import REASONING_TAGS, THINK_CLOSE, THINK_OPEN, ReasoningParser
 
 _BOS, _EOS, _THINK_START, _THINK_END, _USER, _ASSISTANT = range(256, 262)
@@ -66,8 +67,11 @@ class ByteEncoder:
     template_source = "built-in bytes"
     default_sampling: Mapping[str, float | int] = {}
 
-    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Return the bytes of the text; the two thinking marks become their own tokens."""
+    def encode_text(self, text: str, *, add_special_tokens: bool = True, limit: int | None = None) -> tuple[int, ...]:
+        """Return the bytes of the text, thinking marks as tokens of their own; `limit` as in `PromptEncoder`."""
+        if not isinstance(text, str):
+            raise InvalidRequestError("A prompt must be text or token ids.", param="prompt")
+        _check_length(text, limit, param="prompt")
         ids = [_BOS] if add_special_tokens else []
         rest = text
         while rest:
@@ -85,9 +89,13 @@ class ByteEncoder:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        limit: int | None = None,
     ) -> FakePrompt:
         """Return `<bos>` and, per message, `role: content`, then the mark where the assistant begins."""
+        if not isinstance(messages, Sequence) or not all(isinstance(m, Mapping) and "role" in m for m in messages):
+            raise InvalidRequestError("messages must be a list of objects with role and content.", param="messages")
         text = "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages)
+        _check_length(text, limit, param="messages")
         thinking = bool((template_kwargs or {}).get("thinking"))
         ids = (_BOS, *self.encode_text(text, add_special_tokens=False), _ASSISTANT)
         return FakePrompt(ids + (_THINK_START,) * thinking, text, thinking)
@@ -112,6 +120,17 @@ class ByteEncoder:
     def reasoning_parser(self, *, starts_in_reasoning: bool) -> ReasoningParser:
         """Return a fresh splitter of reasoning and content."""
         return ReasoningParser(starts_in_reasoning=starts_in_reasoning)
+
+
+def _check_length(text: str, limit: int | None, *, param: str) -> None:
+    # A mark's letters count as one token here, so this is a lower bound as in the real encoder.
+    count = len(text.encode()) - sum((len(mark) - 1) * text.count(mark) for mark in REASONING_TAGS)
+    if limit is not None and count > limit:
+        raise ContextTooLongError(
+            f"The prompt has at least {count} tokens; the context holds {limit}.",
+            hint="Shorten the prompt.",
+            param=param,
+        )
 
 
 class _ByteDetokenizer:

@@ -7,13 +7,14 @@ threads at once.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from seamount.core.errors import EngineError, error_from_fields
+from seamount.core.errors import EngineError, InvalidRequestError, error_from_fields
 from seamount.core.requests import Chunk, Completion, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request
 from seamount.core.sampling import SamplingParams
 from seamount.core.settings import EngineConfig, config_error
@@ -69,7 +70,8 @@ class LLM:
         try:
             config = EngineConfig(model=str(model), **options)
         except ValidationError as cause:
-            raise config_error(cause) from cause
+            names = ", ".join(name for name in EngineConfig.model_fields if name != "model")
+            raise config_error(cause, hint=f"LLM takes these options: {names}.") from cause
         self._engine, self.prompt_encoder = build_engine(config, on_progress)
         self._ids = itertools.count()
 
@@ -103,7 +105,7 @@ class LLM:
             RequestError: a prompt cannot be served; nothing is left running.
         """
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
-        return self._run(encoded, sampling or SamplingParams(), on_progress)
+        return self._run(encoded, _checked(sampling), on_progress)
 
     def chat(
         self,
@@ -124,16 +126,18 @@ class LLM:
         Returns:
             As `generate`; `reasoning` and `content` hold the two parts of each answer.
         """
+        if not isinstance(messages, Sequence):
+            raise InvalidRequestError("messages must be a list of messages, or a list of such lists.", param="messages")
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
         encoded = [
             self.prompt_encoder.encode_chat(conversation, tools=tools, template_kwargs=chat_template_kwargs)  # type: ignore[arg-type]
             for conversation in conversations
         ]
-        return self._run(encoded, sampling or SamplingParams(), on_progress)
+        return self._run(encoded, _checked(sampling), on_progress)
 
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[Delta]:
         """Continue one prompt, yielding what each step adds; closing the iterator stops the work."""
-        return self._stream(self._encode(prompt), sampling or SamplingParams())
+        return self._stream(self._encode(prompt), _checked(sampling))
 
     def stream_chat(
         self,
@@ -145,14 +149,15 @@ class LLM:
     ) -> Iterator[Delta]:
         """Answer one conversation, yielding what each step adds; closing the iterator stops the work."""
         encoded = self.prompt_encoder.encode_chat(messages, tools=tools, template_kwargs=chat_template_kwargs)
-        return self._stream(encoded, sampling or SamplingParams())
+        return self._stream(encoded, _checked(sampling))
 
     def _encode(self, prompt: Prompt) -> EncodedPrompt:
         """A bare prompt has no template, so it never starts inside the reasoning part."""
-        token_ids = self.prompt_encoder.encode_text(prompt) if isinstance(prompt, str) else tuple(prompt)
+        token_ids = self.prompt_encoder.encode_text(prompt) if isinstance(prompt, str) else _token_ids(prompt)
         return EncodedPrompt(token_ids=token_ids, text="", starts_in_reasoning=False)
 
     def _stream(self, prompt: EncodedPrompt, sampling: SamplingParams) -> Iterator[Delta]:
+        self._require_idle()
         request = self._request(prompt, sampling)
         parsers = [self._parser(prompt) for _ in range(sampling.n)]
         unfinished = sampling.n
@@ -160,8 +165,6 @@ class LLM:
             self._engine.add(request)
             while unfinished:
                 for chunk in self._engine.step():
-                    if chunk.request_id != request.id:
-                        raise EngineError("Another request of this LLM is running; finish or close its stream first.")
                     unfinished -= chunk.finish_reason is not None
                     yield _delta(chunk, parsers[chunk.index])
         finally:
@@ -173,6 +176,7 @@ class LLM:
         sampling: SamplingParams,
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Completion]:
+        self._require_idle()
         requests = [self._request(prompt, sampling) for prompt in prompts]
         gathered = {
             request.id: [_Gathering(prompt, self._parser(prompt), index) for index in range(sampling.n)]
@@ -194,6 +198,11 @@ class LLM:
             for request in requests:
                 self._engine.abort(request.id)
         return [gathering.completion() for row in gathered.values() for gathering in row]
+
+    def _require_idle(self) -> None:
+        """Steps go to whoever asks for them, so two askers would take each other's tokens."""
+        if not self._engine.idle:
+            raise EngineError("A stream of this LLM is still open.", hint="Read it to its end, or close it, first.")
 
     def _request(self, prompt: EncodedPrompt, sampling: SamplingParams) -> Request:
         request = Request(id=f"llm-{next(self._ids)}", prompt_token_ids=prompt.token_ids, sampling=sampling)
@@ -251,8 +260,30 @@ def _delta(chunk: Chunk, parser: ReasoningParser) -> Delta:
     )
 
 
+def _checked(sampling: SamplingParams | None) -> SamplingParams:
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise InvalidRequestError(
+            f"sampling is {type(sampling).__name__}; it must be SamplingParams.", param="sampling"
+        )
+    return sampling or SamplingParams()
+
+
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """A single prompt, text or token ids, becomes a list of one."""
+    if isinstance(prompts, bytes) or not isinstance(prompts, Sequence):
+        raise InvalidRequestError(
+            f"prompts is {type(prompts).__name__}; it must be text, token ids, or a list of either."
+        )
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
+
+
+def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
+    """Check a prompt of token ids; whole numbers of other libraries are welcome, fractions and booleans are not."""
+    try:
+        if isinstance(prompt, bytes) or any(isinstance(token_id, bool) for token_id in prompt):
+            raise TypeError
+        return tuple(operator.index(token_id) for token_id in prompt)
+    except TypeError as cause:
+        raise InvalidRequestError("A prompt must be text or a list of whole token ids.", param="prompt") from cause

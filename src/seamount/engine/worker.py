@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import select
-import signal
 import socket
 import sys
 import time
@@ -129,8 +128,6 @@ def _handle(engine: EngineCore, message: Any) -> list[Chunk]:
 
 def main() -> None:
     """Entry point of `python -m seamount.engine.worker FD`."""
-    # Ctrl-C reaches the whole foreground group; the server decides what it means and closes the socket.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s worker: %(message)s")
     with socket.socket(fileno=int(sys.argv[1])) as sock:
         try:

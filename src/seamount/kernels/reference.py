@@ -17,12 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import grouped
-from .grouped import attend_rows
-
 FP8_BLOCK = 128
-# Rows up to this many tokens are attended without the fused kernel when gradients flow on a CPU.
-_SHORT_ROWS = 512
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -73,12 +68,11 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], sca
     lengths = {end - start for start, end in itertools.pairwise(starts)}
     if len(lengths) == 1:
         rows = len(starts) - 1
-        shaped = [t.reshape(rows, -1, *t.shape[1:]).transpose(1, 2) for t in (q, k, v)]
+        rows_q, rows_k, rows_v = (t.reshape(rows, -1, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
         same_heads = q.shape[1] == k.shape[1]
-        if torch.is_grad_enabled() and same_heads and q.device.type == "cpu" and max(lengths) <= _SHORT_ROWS:
-            out = attend_rows(*shaped, scale)
-        else:
-            out = F.scaled_dot_product_attention(*shaped, is_causal=True, scale=scale, enable_gqa=not same_heads)
+        out = F.scaled_dot_product_attention(
+            rows_q, rows_k, rows_v, is_causal=True, scale=scale, enable_gqa=not same_heads
+        )
         return out.transpose(1, 2).reshape(q.shape[0], q.shape[1], v.shape[-1])
     return torch.cat([_attend(q[a:b], k[a:b], v[a:b], scale) for a, b in itertools.pairwise(starts)], dim=0)
 
@@ -224,8 +218,6 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: 
     Returns:
         `[T, C]` in x's dtype; a token's terms are added in fp32 in the order of `ids`, whatever else is in the batch.
     """
-    if torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad):
-        return grouped.run_experts(x, weights, ids, gate_up, down)
     num_tokens, num_chosen = ids.shape
     order = ids.flatten().argsort(stable=True)
     counts = torch.bincount(ids.flatten(), minlength=gate_up.shape[0]).tolist()

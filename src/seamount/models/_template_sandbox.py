@@ -174,7 +174,7 @@ def _attempt(action: Any, *, is_render: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Serve renders until the parent closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows, where a console's Ctrl-C reaches children too
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     order = _receive(source)
     clock = _Clock()

@@ -7,6 +7,7 @@ the new one (`rope_parameters`). Nothing of the folder is executed: `auto_map` a
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -286,21 +287,40 @@ def _rope(fields: Fields, max_position: int) -> RopeConfig:
             high_freq_factor=high,
         )
     if kind == "yarn":
-        return RopeConfig(
-            theta=theta,
-            kind="yarn",
-            factor=scaling.number("factor", 1.0, 1e6, default=max(max_position / original, 1.0)),
-            original_max_position=original,
-            beta_fast=scaling.number("beta_fast", 1e-3, 1e6, default=32.0),
-            beta_slow=scaling.number("beta_slow", 1e-3, 1e6, default=1.0),
-            mscale=scaling.number("mscale", 0.0, 100.0, default=0.0),
-            mscale_all_dim=scaling.number("mscale_all_dim", 0.0, 100.0, default=0.0),
-            attention_factor=scaling.optional_number("attention_factor", 0.0, 100.0),
-            truncate=scaling.boolean("truncate", default=True),
-        )
+        return _yarn(scaling, theta, original, max_position)
     raise UnsupportedModelError(
         f"{fields.where}: rotary scaling {kind!r} is not supported.",
         hint="Supported: default, linear, yarn, llama3.",
+    )
+
+
+def _yarn(scaling: Fields, theta: float, original: int, max_position: int) -> RopeConfig:
+    beta_fast = scaling.number("beta_fast", 1e-3, 1e6, default=32.0)
+    beta_slow = scaling.number("beta_slow", 1e-3, 1e6, default=1.0)
+    if beta_fast < beta_slow:
+        raise CheckpointError(f"{scaling.where}: beta_fast {beta_fast:g} is below beta_slow {beta_slow:g}.")
+    # Outside these, no rotated pair lies between the two betas: the blend's range is empty or inverted.
+    turns = original / (2 * math.pi)  # of the fastest pair over the trained context; the slowest makes turns / theta
+    if turns <= beta_slow:
+        raise CheckpointError(
+            f"{scaling.where}: original_max_position_embeddings {original} is too small for beta_slow {beta_slow:g}."
+        )
+    if theta <= 1.0 or turns / theta >= beta_fast:
+        raise CheckpointError(
+            f"{scaling.where}: rope_theta {theta:g} is too small for yarn with "
+            f"original_max_position_embeddings {original}."
+        )
+    return RopeConfig(
+        theta=theta,
+        kind="yarn",
+        factor=scaling.number("factor", 1.0, 1e6, default=max(max_position / original, 1.0)),
+        original_max_position=original,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        mscale=scaling.number("mscale", 0.0, 100.0, default=0.0),
+        mscale_all_dim=scaling.number("mscale_all_dim", 0.0, 100.0, default=0.0),
+        attention_factor=scaling.optional_number("attention_factor", 0.0, 100.0),
+        truncate=scaling.boolean("truncate", default=True),
     )
 
 

@@ -46,10 +46,11 @@ class Fields:
 
     def number(self, name: str, low: float, high: float, *, default: float | None = None) -> float:
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or (isinstance(value, float) and not math.isfinite(value)):
             raise self._bad(name, "must be a number")
-        if not low <= value <= high:
-            raise self._bad(name, f"is {value}; it must lie in [{low:g}, {high:g}]")
+        if not low <= value <= high:  # before any arithmetic: an integer may be beyond all floats
+            raise self._bad(name, f"is {value!s:.40}; it must lie in [{low:g}, {high:g}]")
         return float(value)
 
     def optional_number(self, name: str, low: float, high: float) -> float | None:
@@ -74,7 +75,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._bad(name, "must be an integer")
         if not low <= value <= high:
-            raise self._bad(name, f"is {value}; it must lie in [{low}, {high}]")
+            raise self._bad(name, f"is {value!s:.40}; it must lie in [{low}, {high}]")
         return value
 
     def _bad(self, name: str, problem: str) -> CheckpointError:

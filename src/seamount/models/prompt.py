@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError
+from seamount.core.errors import CheckpointError, ConfigError, ContextTooLongError, InvalidRequestError
+from seamount.core.sampling import SamplingParams
 
 from .builtin_templates import choose_template
 from .guard import MarkerGuard
@@ -25,6 +26,7 @@ __all__ = ["Delta", "Detokenizer", "EncodedPrompt", "PromptEncoder", "ReasoningP
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty")
+_RENDER_CHARS_PER_TOKEN = 8  # beyond this many times the limit, messages are counted before they are rendered
 _RESERVED_KWARGS = ("messages", "tools", "continue_final_message", *_NAMED_TOKENS)
 
 
@@ -77,7 +79,7 @@ class PromptEncoder:
         self.bos_token_id = self._named_id("bos_token")
         self._adds_bos = adds_bos and self.bos_token_id is not None
         self.eos_token_ids = self._collect_eos(generation_config, config)
-        self.default_sampling = _default_sampling(generation_config)
+        self.default_sampling = _default_sampling(generation_config, folder)
         special = [text for token_id, text in tokenizer.added_tokens.items() if token_id in tokenizer.special_ids]
         self._guard = MarkerGuard(tokenizer.added_tokens.values(), special)
         self.template_source = "checkpoint"
@@ -129,14 +131,20 @@ class PromptEncoder:
         for template in self._templates.values():
             template.close()
 
-    def encode_text(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    def encode_text(self, text: str, *, add_special_tokens: bool = True, limit: int | None = None) -> tuple[int, ...]:
         """Return the ids of a raw prompt, in which the texts of special tokens stand for the tokens.
 
         Args:
             add_special_tokens: put the beginning-of-sequence token in front where the tokenizer does.
+            limit: tokens of context; a prompt far beyond them is refused without encoding all of it.
+
+        Raises:
+            InvalidRequestError: it is no text, or not Unicode.
+            ContextTooLongError: it is certainly longer than `limit`.
         """
         if not isinstance(text, str):
             raise InvalidRequestError("A prompt must be text or token ids.", param="prompt")
+        self._check_length(text, limit, param="prompt")
         ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if add_special_tokens and self._adds_bos and self.bos_token_id is not None and ids[:1] != (self.bos_token_id,):
             return (self.bos_token_id, *ids)
@@ -148,6 +156,7 @@ class PromptEncoder:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        limit: int | None = None,
     ) -> EncodedPrompt:
         """Render a conversation through the chat template and encode it, ready for the answer.
 
@@ -159,16 +168,23 @@ class PromptEncoder:
                 tool_call_id, name.
             tools: OpenAI's tool schemas.
             template_kwargs: variables for the template, such as `thinking` or `enable_thinking`.
+            limit: as for `encode_text`.
 
         Raises:
             InvalidRequestError: messages, tools or arguments are malformed, or the template refuses or
                 ignores them.
             CheckpointError: the template itself is broken or breaks its limits.
             ConfigError: the checkpoint has no chat template.
+            ContextTooLongError: the prompt is certainly longer than `limit`.
+            CapacityError: other renders take too long to end.
         """
         template = self._template_for(tools)
         extra = self._checked_kwargs(template_kwargs, template)
         prepared = prepare_messages(messages, template.source)
+        # Other roles' text may be dropped by the template (old reasoning, say); a user's never is.
+        said = "".join((message.get("content") or "").strip() for message in prepared if message["role"] == "user")
+        if limit is not None and len(said) > _RENDER_CHARS_PER_TOKEN * limit:
+            self._check_length(said, limit, param="messages")
         (prepared, schemas, extra), literals = self._guard.guard(prepared, list(tools) if tools else None, extra)
         variables = {
             **self._named_tokens,
@@ -179,6 +195,7 @@ class PromptEncoder:
             "tools": schemas,
         }
         text = template.render(variables)
+        self._check_length(text, limit, param="messages", literals=literals)
         self._check_tools_are_kept(template, variables, text)
         if literals:
             token_ids = self._tokenizer.encode_guarded(text, literals)
@@ -209,14 +226,27 @@ class PromptEncoder:
         """Return an incremental splitter of reasoning and answer for one sequence."""
         return ReasoningParser(starts_in_reasoning=starts_in_reasoning)
 
+    def _check_length(
+        self, text: str, limit: int | None, *, param: str, literals: Mapping[str, str] | None = None
+    ) -> None:
+        count = None if limit is None else self._tokenizer.count_beyond(text, limit, literals)
+        if count is not None:
+            raise ContextTooLongError(
+                f"The prompt has at least {count} tokens; the context holds {limit}.",
+                hint="Shorten the prompt.",
+                param=param,
+            )
+
     def _template_for(self, tools: Sequence[Mapping[str, Any]] | None) -> ChatTemplate:
         if not self._templates:
             raise ConfigError(
                 f"{self._folder} has no chat template, and its tokenizer shows no known chat format.",
                 hint="Use /v1/completions, or put a chat_template.jinja into the folder.",
             )
-        if tools and not (
-            isinstance(tools, Sequence) and not isinstance(tools, str) and all(isinstance(t, Mapping) for t in tools)
+        if tools is not None and not (
+            isinstance(tools, Sequence)
+            and not isinstance(tools, str | bytes)
+            and all(isinstance(tool, Mapping) for tool in tools)
         ):
             raise InvalidRequestError("tools must be a list of objects.", param="tools")
         if tools and not self.template_takes_tools:
@@ -247,6 +277,8 @@ class PromptEncoder:
             )
 
     def _checked_kwargs(self, template_kwargs: Mapping[str, Any] | None, template: ChatTemplate) -> dict[str, Any]:
+        if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
+            raise InvalidRequestError("Template arguments must be an object.", param="chat_template_kwargs")
         extra = dict(template_kwargs or {})
         for name in extra:
             if not isinstance(name, str) or not name.isidentifier() or name in _RESERVED_KWARGS:
@@ -299,13 +331,17 @@ def _read_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
         return found
     if isinstance(value, str):
         return {"default": value}
-    if isinstance(value, list):
-        value = {e.get("name"): e.get("template") for e in value if isinstance(e, dict)}
-    if not isinstance(value, dict) or not all(isinstance(part, str) for pair in value.items() for part in pair):
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    elif isinstance(value, list):
+        pairs = [(entry.get("name"), entry.get("template")) for entry in value if isinstance(entry, dict)]
+    if not pairs or not all(isinstance(part, str) for pair in pairs for part in pair):
         raise CheckpointError(f"{where}: chat_template is neither text nor a list of named templates.")
-    if "default" not in value:
-        raise CheckpointError(f"{where}: chat_template has no default among {sorted(value)}.")
-    return value
+    found = dict(pairs)
+    if "default" not in found:
+        raise CheckpointError(f"{where}: chat_template has no default among {sorted(found)}.")
+    return found
 
 
 def _named_tokens(tokenizer_config: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -332,14 +368,19 @@ def _check_vocab(config: Mapping[str, Any], tokenizer: TextTokenizer, folder: Pa
         )
 
 
-def _default_sampling(generation_config: Mapping[str, Any]) -> dict[str, float]:
+def _default_sampling(generation_config: Mapping[str, Any], folder: Path) -> dict[str, float]:
     if generation_config.get("do_sample") is False:
         return {"temperature": 0.0}
     found: dict[str, float] = {}
     for name in _SAMPLING_FIELDS:
         value = generation_config.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            found[name] = value
+        if value is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except InvalidRequestError as cause:
+            raise CheckpointError(f"{folder / 'generation_config.json'}: {cause.message:.200}") from cause
+        found[name] = value
     return found
 
 

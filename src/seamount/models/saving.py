@@ -51,6 +51,7 @@ def save_folder(folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[st
     weights = folder / "model.safetensors"
     partial = folder / "model.safetensors.tmp"
     save_file(stored, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)
     os.replace(partial, weights)
     partial = folder / "config.json.tmp"
     partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

@@ -17,12 +17,13 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from seamount.core.errors import BackendError, CheckpointError, InvalidRequestError
+from seamount.core.errors import BackendError, CapacityError, CheckpointError, InvalidRequestError
 
 CPU_LIMIT_S = 2.0
 WALL_LIMIT_S = 20.0  # for a child that waits instead of working; generous, since a busy machine must not trip it
@@ -65,8 +66,9 @@ class ChatTemplate:
 
         Raises:
             CheckpointError: it is no valid template, or compiling it breaks the limits.
+            CapacityError: as for `render`.
         """
-        with self._lock:
+        with self._turn():
             self._ready_child()
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -76,12 +78,13 @@ class ChatTemplate:
             InvalidRequestError: the template refuses the messages (`raise_exception`), or fails on them.
             CheckpointError: the template is broken, reaches for what the sandbox forbids, or breaks its
                 limits.
+            CapacityError: other renders have not ended within WALL_LIMIT_S.
         """
         try:
             job = json.dumps({"variables": variables, "now": datetime.now().isoformat()}).encode()
         except (TypeError, ValueError, RecursionError) as cause:
             raise InvalidRequestError(f"Messages, tools and template arguments must be JSON: {cause}.") from cause
-        with self._lock:
+        with self._turn():
             answer = self._ready_child().ask(job)
             if answer is None:
                 self._drop_child()
@@ -92,6 +95,17 @@ class ChatTemplate:
         """End the child. The template can still be used; it starts another. Idempotent."""
         with self._lock:
             self._drop_child()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._lock.acquire(timeout=WALL_LIMIT_S):
+            raise CapacityError(
+                "Other chat prompts hold up the template; this one did not get its turn.", retry_after=1
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _ready_child(self) -> _Child:
         if self._child is not None and self._child.is_usable():
@@ -160,6 +174,7 @@ class _Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={},
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent alone
         )
         self._close = weakref.finalize(self, _end, self._process, self._pid)
 

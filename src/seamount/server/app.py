@@ -21,12 +21,13 @@ from seamount.core.settings import ServerConfig
 from seamount.version import __version__
 
 from . import errors
+from .body import StrictRoute
 from .chat import chat
 from .completions import complete
 from .encoder import Encoder
 from .errors import error_body
 from .metrics import CONTENT_TYPE
-from .middleware import BodyLimit, Edge, Guard
+from .middleware import BodyLimit, Edge, Guard, Head
 from .service import Service
 from .wire.chat import ChatRequest, ChatResponse
 from .wire.common import ErrorBody
@@ -88,12 +89,14 @@ def create_app(engine: Engine, encoder: Encoder, config: ServerConfig) -> FastAP
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
+    app.router.route_class = StrictRoute
     errors.install(app)
     _add_completions(app, service)
     _add_models(app, service)
     _add_probes(app, service)
     _add_console(app)
     # The last one added is the outermost.
+    app.add_middleware(Head)
     app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
     app.add_middleware(Guard, bound_host=config.host)
     app.add_middleware(Edge, service=service)

@@ -5,10 +5,10 @@ Called by `app`. It knows the wire's words and the service; the engine's text is
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -50,9 +50,13 @@ async def chat(service: Service, body: ChatRequest, http: HttpRequest) -> Respon
             "This model has no chat template, so it cannot chat.", hint="Use /v1/completions.", param="messages"
         )
     sampling = body.sampling(service.encoder.default_sampling)
-    prompt = await asyncio.to_thread(
-        service.encoder.encode_chat, body.template_messages(), template_kwargs=body.chat_template_kwargs
+    encode = partial(
+        service.encoder.encode_chat,
+        body.template_messages(),
+        template_kwargs=body.chat_template_kwargs,
+        limit=service.facts().max_model_len,
     )
+    prompt = await while_connected(http.receive, service.encode(encode))
     service.check_prompt(prompt.token_ids, body.token_limit, param="messages")
     request = Request(
         id=f"chatcmpl-{uuid4().hex}",

@@ -5,10 +5,10 @@ Called by `app`. Several prompts become several requests to the engine, answered
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -27,7 +27,6 @@ from .wire.completions import (
     CompletionLogprobs,
     CompletionRequest,
     CompletionResponse,
-    PromptItem,
 )
 
 
@@ -40,10 +39,7 @@ async def complete(service: Service, body: CompletionRequest, http: HttpRequest)
     """
     service.admit(body.model)
     sampling = body.sampling(service.encoder.default_sampling)
-    prompts = await asyncio.to_thread(_encode, service, body.prompt)
-    limit = None if body.max_tokens is None else ("max_tokens", body.max_tokens)
-    for token_ids in prompts:
-        service.check_prompt(token_ids, limit, param="prompt")
+    prompts = await while_connected(http.receive, _encode(service, body))
     answer = _Answer(service, body, sampling, prompts)
     headers = ignored_header(body)
     if not body.stream:
@@ -53,8 +49,19 @@ async def complete(service: Service, body: CompletionRequest, http: HttpRequest)
     return stream
 
 
-def _encode(service: Service, prompts: tuple[PromptItem, ...]) -> list[tuple[int, ...]]:
-    return [service.encoder.encode_text(item) if isinstance(item, str) else item for item in prompts]
+async def _encode(service: Service, body: CompletionRequest) -> list[tuple[int, ...]]:
+    """Return the prompts' token ids, checked. One at a time, so that a client who leaves stops the rest."""
+    context = service.facts().max_model_len
+    limit = None if body.max_tokens is None else ("max_tokens", body.max_tokens)
+    prompts: list[tuple[int, ...]] = []
+    for item in body.prompt:
+        if isinstance(item, str):
+            token_ids = await service.encode(partial(service.encoder.encode_text, item, limit=context))
+        else:
+            token_ids = item
+        service.check_prompt(token_ids, limit, param="prompt")
+        prompts.append(token_ids)
+    return prompts
 
 
 @dataclass

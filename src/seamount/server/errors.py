@@ -165,6 +165,8 @@ async def _on_validation(request: Request, error: Exception) -> Response:
 async def _on_http(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         return framework_response(500)
+    if isinstance(error.__cause__, core.SeamountError):  # raised by us while the framework read the body
+        return error_response(error.__cause__)
     return framework_response(error.status_code, headers=error.headers)
 
 

@@ -1,4 +1,5 @@
-"""What stands before every route: request ids, the guard against foreign web pages, the body limit, the last catch.
+"""What stands before every route: request ids, the guard against foreign web pages, the body limit,
+HEAD, the last catch.
 
 Pure ASGI functions round the app, because the framework's own middleware base class runs the app in a task of its own
 and thereby hides a client's disconnect from it.
@@ -74,6 +75,23 @@ class Edge:
             level = logging.INFO if tells else logging.DEBUG
             path = _printable(scope["path"])
             _log.log(level, "%s %s %d %.0f ms %s", scope["method"], path, status, took_ms, request_id)
+
+
+class Head:
+    """Answers HEAD as GET without the body, on every route that has GET: health checkers ask so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_on(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_on)
 
 
 class Guard:

@@ -8,7 +8,6 @@ signal take no new requests and let the running ones finish; on the second one l
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 import time
 from collections.abc import Callable
@@ -17,9 +16,9 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from seamount.core.errors import ConfigError
 from seamount.core.settings import ServerConfig
 
+from .listener import bind
 from .service import Service
 
 _MAX_HEAD_BYTES = 64 * 1024
@@ -28,28 +27,36 @@ _KEEP_ALIVE_S = 75
 # After the drain, for connections that still hold an answer's end.
 _CLOSE_S = 5
 _TICK_S = 0.05
-_BACKLOG = 1024
 
 
-def run_server(app: FastAPI, config: ServerConfig, on_ready: Callable[[str], None]) -> None:
+def run_server(
+    app: FastAPI, config: ServerConfig, on_ready: Callable[[str], None], listener: socket.socket | None = None
+) -> None:
     """Serve until a signal comes, and return when everything is closed.
 
     Args:
         app: from `create_app`; its lifespan starts and closes the engine.
         on_ready: called once with the base URL, for instance `http://127.0.0.1:8000`, when requests are taken.
+        listener: from `bind`, closed at the end; None binds now.
 
     Raises:
         ConfigError: the address cannot be bound.
         SeamountError: the engine could not be started.
     """
-    HttpServer(app, config, on_ready).run()
+    HttpServer(app, config, on_ready, listener).run()
 
 
 class HttpServer:
     """One server. `stop` may be called from any thread."""
 
-    def __init__(self, app: FastAPI, config: ServerConfig, on_ready: Callable[[str], None]) -> None:
-        self._socket = _bind(config)
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        on_ready: Callable[[str], None],
+        listener: socket.socket | None = None,
+    ) -> None:
+        self._socket = bind(config) if listener is None else listener
         self._server = _Uvicorn(app, config, lambda: on_ready(_base_url(config.host, self._socket)))
 
     def run(self) -> None:
@@ -131,34 +138,6 @@ class _Uvicorn(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
-
-
-def _bind(config: ServerConfig) -> socket.socket:
-    """Return a listening socket.
-
-    Raises:
-        ConfigError: the address is in use, forbidden, or none of this machine's.
-    """
-    where = f"{config.host} port {config.port}"
-    try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as cause:
-        raise ConfigError(f"The address {config.host} is not known.", hint="Set --host to an IP address.") from cause
-    family, kind, protocol, _, address = found[0]
-    listener = socket.socket(family, kind, protocol)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as cause:
-        listener.close()
-        if cause.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"Something already listens on {where}.",
-                hint="Choose another port with --port (0 takes any free one), or stop the other program.",
-            ) from cause
-        raise ConfigError(f"The server cannot listen on {where}: {cause.strerror}.") from cause
-    return listener
 
 
 def _base_url(host: str, listener: socket.socket) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from typing import TypeVar
 
 from seamount.core.errors import (
     CapacityError,
@@ -27,6 +29,9 @@ from seamount.core.settings import ServerConfig
 from .encoder import Encoder
 from .metrics import Metrics
 
+T = TypeVar("T")
+
+MAX_ENCODES = 2
 _WAIT_S = {"starting": 2.0, "restarting": 1.0}
 _REASONS: dict[EngineState, str] = {
     "starting": "The model is still being loaded.",
@@ -56,6 +61,8 @@ class Service:
         self.num_active = 0
         self._facts: ModelFacts | None = None
         self._draining = False
+        # Threads of its own: one that works for a client who left keeps its place, so that they cannot pile up.
+        self._encoders = ThreadPoolExecutor(MAX_ENCODES, thread_name_prefix="encode")
 
     def start(self) -> None:
         """Begin to start the engine; the probes answer meanwhile."""
@@ -178,6 +185,13 @@ class Service:
                 hint=f"Shorten the prompt, or set {limit[0]} to at most {context - length}.",
                 param=limit[0],
             )
+
+    async def encode(self, work: Callable[[], T]) -> T:
+        """Return what `work`, an encoding, returns; it runs in a thread, and at most `MAX_ENCODES` run at once.
+
+        Cancelled, it stops waiting; work that has not begun then never does.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
 
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
         """Yield the engine's chunks of one request, observed for metrics.

@@ -1,8 +1,8 @@
 """Saves and restores a training run. Called by `training.loop`.
 
 A checkpoint is a folder `step-N`: state.safetensors (master weights, optimizer, router biases) and state.json (step,
-schedule, counters). It is written beside its place and renamed into it, so that a kill leaves whole ones only. Data order
-and everything else random depends on recipe and step alone, so no generator's state is needed.
+schedule, counters). It is written beside its place and renamed into it, so that a kill leaves whole ones only. The
+order of data, and all else that is random, depends on recipe and step alone: no generator's state is needed.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from seamount.training.bpe import (
     USER,
     describe_tool,
 )
-from seamount.training.skills import LANGUAGES, SKILLS, Item, draw, random_of
+from seamount.training.skills import LANGUAGES, PRACTICE, SKILLS, Item, draw, random_of
 from seamount.training.skills.item import Message, Tool
 
 MAX_SAMPLE_TOKENS = 384
@@ -76,7 +76,8 @@ _SYSTEMS = {
 _BATCH = 512
 _DIGEST_SAMPLES = 256
 
-_Mixture = tuple[tuple[str, ...], tuple[float, ...]]
+_Mixture = dict[str, "_Shares"]
+_Shares = tuple[tuple[str, ...], tuple[float, ...]]
 
 
 def render(
@@ -135,7 +136,8 @@ def training_sample(
     """Token ids of one sample and, for each, whether the assistant writes it (so the loss counts it).
 
     At most `MAX_SAMPLE_TOKENS`; a conversation that is longer is drawn again, never cut.
-    `weights` says how often each skill is drawn, in any unit. Raises ConfigError for an unknown skill.
+    `weights` says how often each skill is drawn, in any unit; a key `skill/language` goes before `skill` in that
+    language. Raises ConfigError for an unknown skill.
     """
     mixture = _mixture(weights)
     attempt = 0
@@ -207,13 +209,20 @@ def build_shard(
 
 
 def _mixture(weights: Mapping[str, float]) -> _Mixture:
-    """The skills, and for each the sum of all shares up to its own; the last sum is 1."""
-    if unknown := [skill for skill in weights if skill not in SKILLS]:
-        raise ConfigError(f"There is no skill {unknown[0]!r} to train.", hint=f"Known: {', '.join(SKILLS)}.")
-    total = sum(weights.values())
-    if total <= 0 or min(weights.values()) < 0:
-        raise ConfigError("The skills' weights must not be negative, and not all 0.")
-    return tuple(weights), tuple(accumulate(weight / total for weight in weights.values()))
+    """For each language the skills, and for each skill the sum of all shares up to its own; the last sum is 1."""
+    drawn = (*SKILLS, *PRACTICE)
+    known = {*drawn, *(f"{skill}/{language}" for skill in drawn for language in LANGUAGES)}
+    if unknown := [name for name in weights if name not in known]:
+        raise ConfigError(f"There is no skill {unknown[0]!r} to train.", hint=f"Known: {', '.join(drawn)}.")
+    mixture = {}
+    for language in LANGUAGES:
+        names = dict.fromkeys(name.partition("/")[0] for name in weights)
+        skills = {name: weights.get(f"{name}/{language}", weights.get(name, 0.0)) for name in names}
+        total = sum(skills.values())
+        if total <= 0 or min(skills.values()) < 0:
+            raise ConfigError("The skills' weights must not be negative, and not all 0.")
+        mixture[language] = tuple(skills), tuple(accumulate(weight / total for weight in skills.values()))
+    return mixture
 
 
 def _draw_text(seed: int, index: int, attempt: int, mixture: _Mixture) -> tuple[str, list[bool]]:
@@ -221,7 +230,7 @@ def _draw_text(seed: int, index: int, attempt: int, mixture: _Mixture) -> tuple[
     rng = random_of("sample", seed, index, attempt)
     language = LANGUAGES[rng.random() < 0.5]
     thinking = rng.random() >= _DIRECT_SHARE
-    items = _draw_items(rng, language, mixture)
+    items = _draw_items(rng, language, mixture[language])
     messages: list[Message] = []
     turns: list[bool] = []
     if rng.random() < _SYSTEM_SHARE:
@@ -239,7 +248,7 @@ def _draw_text(seed: int, index: int, attempt: int, mixture: _Mixture) -> tuple[
     return render(messages, items[0].tools, thinking=thinking), turns
 
 
-def _draw_items(rng: Random, language: str, mixture: _Mixture) -> list[Item]:
+def _draw_items(rng: Random, language: str, mixture: _Shares) -> list[Item]:
     """One item, or two to five to be joined; an item with tools stands alone, since tools hold for the whole."""
     first = draw(rng, _skill(rng, mixture), language)
     if first.tools or rng.random() >= _JOINED_SHARE:
@@ -253,7 +262,7 @@ def _draw_items(rng: Random, language: str, mixture: _Mixture) -> list[Item]:
     return items
 
 
-def _skill(rng: Random, mixture: _Mixture) -> str:
+def _skill(rng: Random, mixture: _Shares) -> str:
     skills, bounds = mixture
     return skills[min(bisect_right(bounds, rng.random()), len(skills) - 1)]
 

@@ -48,6 +48,10 @@ class Shard:
         """Tokens of each sample."""
         return np.diff(self.offsets)
 
+    def num_longer_than(self, limit: int) -> int:
+        """Samples of more than `limit` tokens."""
+        return int((self.lengths() > limit).sum())
+
 
 class StageData:
     """The batches of one stage."""
@@ -56,7 +60,6 @@ class StageData:
         self._shard, self._seed, self._pad_id = shard, seed, pad_id
         lengths = shard.lengths()
         bucket_of = np.searchsorted(section.buckets, lengths)
-        self.num_left_out = int((bucket_of == len(section.buckets)).sum())
         self._buckets = []
         for index, width in enumerate(section.buckets):
             members = np.flatnonzero(bucket_of == index)

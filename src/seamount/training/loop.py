@@ -1,11 +1,11 @@
 """The training loop of a language model from nothing: batches in, weights out. Called by `training.tiny`.
 
-`Trainer.run` reads as the loop does: batch, loss, gradients, update, router balance, record, checkpoint. A run that was
-killed goes on from its last checkpoint to the same weights, to the bit, on the same machine with the same number of threads.
-It must not know what the samples say.
+`Trainer.run` reads as the loop does: batch, loss, gradients, update, router balance, record, checkpoint. A run that
+was killed goes on from its last checkpoint to the same weights, to the bit, on the same machine with the same number of
+threads. It must not know what the samples say.
 
-While it runs, a file `ANNEAL` in the run folder that holds a number N starts the decay of the learning rate now, over the
-next N steps: the way to end a run early without losing what the decay brings.
+While it runs, a file `ANNEAL` in the run folder that holds a number N starts the decay of the learning rate now, over
+the next N steps: the way to end a run early without losing what the decay brings.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class Trainer:
         return self.progress.end_step + (self.recipe.mtp.steps if self.recipe.mtp else 0)
 
     def _learning_rate(self) -> float:
-        """Of the step to come: linear warm-up, plateau, linear decay that ends just above zero; MTP's own after that."""
+        """Of the next step: linear warm-up, plateau, linear decay that ends just above zero; then the MTP block's."""
         p = self.progress
         if self.recipe.mtp and self._is_mtp_phase():
             return self.recipe.mtp.learning_rate * (self._last_step() - p.step) / self.recipe.mtp.steps
@@ -276,7 +276,7 @@ def _watch_routers(model: CausalLM) -> dict[str, Router]:
 
 
 def _keep_chosen(router: nn.Module, inputs: object, output: tuple[Tensor, Tensor]) -> None:
-    router.chosen = output[1].detach()  # type: ignore[assignment]
+    router.chosen = output[1].detach()
 
 
 def _guesses(token_ids: Tensor, trained: Tensor, ahead: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Muon and Adam over fp32 master weights, for a network whose own weights may be bf16. Called by `training.loop`.
 
-Muon (Jordan et al., 2024) replaces a matrix's momentum by the nearest orthogonal matrix; its update is scaled to the size of
-Adam's (Liu et al., 2025, arXiv 2502.16982), so that one learning rate serves both. It must not know the loss or the data.
+Muon (Jordan et al., 2024) replaces a matrix's momentum by the nearest orthogonal matrix; its update is scaled to the
+size of Adam's (Liu et al., 2025, arXiv 2502.16982), so that one learning rate serves both. It must not know the loss or
+the data.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ _PROBE_SEED = 7
 
 def probe(model: CausalLM, tokenizer: Tokenizer, num_items: int, *, max_new_tokens: int = 160) -> list[Cell]:
     """Score `num_items` held-out items of each skill and language; other ones than the final evaluation's."""
-    end = tokenizer.token_to_id("<｜end▁of▁sentence｜>")
+    (end,) = model.config.eos_token_ids
     cells = []
     for skill in SKILLS:
         for language in LANGUAGES:
@@ -62,7 +62,10 @@ def _next_tokens(
 ) -> dict[int, int]:
     """Run the new tokens of the sequences that go on; updates `lengths` and returns each one's next token."""
     device = model.embed_tokens.weight.device
-    positions, slots, starts, tables = [], [], [0], []
+    positions: list[int] = []
+    slots: list[int] = []
+    tables: list[torch.Tensor] = []
+    starts = [0]
     for index, tokens in new.items():
         places = range(lengths[index], lengths[index] + len(tokens))
         positions += places

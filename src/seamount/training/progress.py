@@ -1,4 +1,4 @@
-"""What people see of a training run: lines or a live bar, metrics.jsonl, and the loss curve as SVG.
+"""What people see of a training run: lines, a live one below them on a terminal, metrics.jsonl, the loss curve.
 
 Called by `training.tiny`. It must not know the network.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics, self._probes = folder / "metrics.jsonl", folder / "probes.jsonl"
         self._console = console or Console(soft_wrap=True, highlight=False)
+        self._status = self._console.status("") if self._console.is_terminal else None
+        if self._status is not None:
+            self._status.start()
         self._loss: float | None = None
         self._rate = 0.0
 
@@ -47,15 +51,18 @@ class RunLog:
         smooth = _SMOOTHING if self._loss is not None else 0.0
         self._loss = smooth * (self._loss or 0.0) + (1 - smooth) * record.loss
         self._rate = smooth * self._rate + (1 - smooth) * speed
-        if record.step % _STEPS_PER_LINE and record.step != progress.end_step:
-            return
         per_step = progress.num_tokens / progress.step / max(self._rate, 1e-9)
-        left = (progress.end_step - progress.step) * per_step
-        self.say(
-            f"{record.phase} step {record.step}/{progress.end_step}  loss {self._loss:.4f}  lr {record.learning_rate:.2e}  "
-            f"norm {record.gradient_norm:.2f}  balance {record.imbalance:.2f}  {self._rate:,.0f} tokens/s  "
-            f"{progress.num_tokens / 1e6:.1f}M tokens  {_duration(left)} left"
+        left = max(progress.end_step - progress.step, 0) * per_step
+        text = (
+            f"{record.phase} step {record.step}/{progress.end_step}  loss {self._loss:.4f}  "
+            f"lr {record.learning_rate:.2e}  norm {record.gradient_norm:.2f}  balance {record.imbalance:.2f}  "
+            f"{self._rate:,.0f} tokens/s  {progress.num_tokens / 1e6:.1f}M tokens "
+            f"({progress.num_trained_tokens / 1e6:.1f}M trained)  {_duration(left)} left"
         )
+        if self._status is not None:
+            self._status.update(text)
+        if record.step % _STEPS_PER_LINE == 0 or record.step == progress.end_step:
+            self.say(text)
 
     def probe(self, cells: Sequence[Cell], progress: Progress) -> None:
         """Held-out items were answered."""
@@ -81,8 +88,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def loss_curve(metrics: Sequence[dict[str, Any]], probes: Sequence[dict[str, Any]], title: str) -> str:
     """The loss (logarithmic) and the share of right answers over tokens, as a self-contained SVG."""
-    from math import log10
-
     width, height, left, top, bottom = 760, 360, 56, 34, 44
     tokens, total = [], 0
     smooth: list[float] = []

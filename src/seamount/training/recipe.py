@@ -24,7 +24,7 @@ class Stage(_Section):
     Attributes:
         from_step: first step that draws from it.
         samples: how many are made; a stage that needs more starts again, in another order.
-        weights: how often each skill is drawn, relative; keys are `skill` or `skill/language`. Empty: the corpus's own.
+        weights: how often each skill is drawn, relative. Empty: the corpus's own.
     """
 
     from_step: int = Field(ge=0)

@@ -1,7 +1,7 @@
 """Trains the embedded model: `python -m seamount.training.tiny RECIPE`, and again after a kill to go on.
 
-`--export FOLDER` writes the run's last checkpoint as a Hugging Face folder instead of training; it may be used while the
-run goes on. The place where recipe, corpus, loop and log meet.
+`--export FOLDER` writes the run's last checkpoint as a Hugging Face folder instead of training; it may be used while
+the run goes on. The place where recipe, corpus, loop and log meet.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from seamount.core.errors import CheckpointError, SeamountError
 from seamount.models.network import CausalLM
 from seamount.models.saving import save_folder
 from seamount.training import checkpoint
-from seamount.training.corpus import build_shard
+from seamount.training.corpus import WEIGHTS, build_shard
 from seamount.training.data import Shard, TrainingData
 from seamount.training.loop import Progress, Trainer
 from seamount.training.probe import probe
@@ -35,22 +37,40 @@ def train(recipe: Recipe) -> None:
         stage = recipe.data.stages[number]
         folder = recipe.run_folder / "shards" / f"stage-{number}"
         log.say(f"stage {number}: {stage.samples:,} samples in {folder}")
-        weights = {"weights": stage.weights} if stage.weights else {}
-        build_shard(folder, tokenizer, stage.samples, recipe.seed + number, **weights)
-        return Shard(folder)
+        build_shard(folder, tokenizer, stage.samples, recipe.seed + number, weights=stage.weights or WEIGHTS)
+        shard = Shard(folder)
+        longest = recipe.data.buckets[-1]
+        if left_out := shard.num_longer_than(longest):
+            log.say(f"{left_out:,} samples are longer than {longest} tokens and are left out")
+        return shard
 
     def on_probe(model: CausalLM, progress: Progress) -> None:
         log.probe(probe(model, tokenizer, recipe.probe_items), progress)
 
-    data = TrainingData(recipe.data, recipe.seed, tokenizer.token_to_id("<｜▁pad▁｜>"), shard_of)
+    pad_id = recipe.model["pad_token_id"]
+    data = TrainingData(recipe.data, recipe.seed, pad_id, shard_of)
     trainer = Trainer(recipe, data, on_step=log.step, on_probe=on_probe if recipe.probe_items else None)
-    for signal_number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signal_number, lambda *_: setattr(trainer, "stop_requested", True))
     found = checkpoint.latest(recipe.run_folder / "checkpoints")
     if found is not None:
         log.rewind(int(found.name.removeprefix("step-")))
         log.say(f"going on from {found}")
-    trainer.run()
+    with _stopped_by_signals(trainer):
+        trainer.run()
+
+
+@contextmanager
+def _stopped_by_signals(trainer: Trainer) -> Iterator[None]:
+    """SIGTERM and Ctrl-C ask the trainer to stop; their handlers are put back after."""
+
+    def stop(*_: object) -> None:
+        trainer.stop_requested = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def export(recipe: Recipe, folder: Path) -> int:
@@ -68,7 +88,8 @@ def export(recipe: Recipe, folder: Path) -> int:
 
 def write_curve(recipe: Recipe, path: Path) -> None:
     """Write the run's loss curve to `path` as SVG."""
-    metrics = read_records(recipe.run_folder / "metrics.jsonl")
+    records = read_records(recipe.run_folder / "metrics.jsonl")
+    metrics = [record for record in records if record.get("phase") != "mtp"]
     probes = read_records(recipe.run_folder / "probes.jsonl")
     path.write_text(loss_curve(metrics, probes, f"Training of {recipe.name}"), encoding="utf-8")
 

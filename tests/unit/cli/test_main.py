@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,12 +40,12 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["chat", "generate", "serve", "eval", "inspect"])
-def test_the_help_of_no_command_loads_torch_or_a_server(command: str) -> None:
+def test_the_help_of_no_command_loads_what_only_running_it_needs(command: str) -> None:
     program = (
         "import sys\n"
         "from seamount.cli.main import command_parser\n"
         f"command_parser({command!r}).format_help()\n"
-        "print([name for name in ('torch', 'fastapi', 'uvicorn', 'transformers') if name in sys.modules])"
+        f"print([name for name in {set(HEAVY) - {'pydantic', 'asyncio'}!r} if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -156,3 +159,29 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     assert done.stdout.strip() in ("0", "141")  # 0 where the reader was slower to leave than the writer to end
+
+
+@pytest.mark.parametrize("arguments", ["--help", "version", "version --help"])
+def test_output_that_cannot_be_written_is_told(arguments: str) -> None:
+    command = f"{sys.executable} -m seamount {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: The output could not be written: No space left on device.\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii:surrogateescape"])
+@pytest.mark.parametrize(
+    "command", [["generate", "/no/such/folder", "--prompt", "-"], ["chat", "--url", "http://x/v1"]]
+)
+def test_input_that_is_not_utf_8_is_refused(
+    command: list[str], encoding: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, _, errors = encoding.partition(":")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), name, errors or "strict"))
+    monkeypatch.setattr("seamount.cli.wire.open_backend", lambda args: nullcontext(SimpleNamespace(name="m")))
+    assert main(command) == 2
+    assert capsys.readouterr().err.startswith("error: stdin is not UTF-8.\nhint: ")
+
+
+def test_an_unknown_skill_is_told_before_a_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "/no/such/folder", "--skills", "arithmetic,nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: There is no skill 'nope'.\nhint: There are: arithmetic")

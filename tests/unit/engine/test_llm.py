@@ -77,10 +77,32 @@ def test_chat_splits_reasoning_from_content(llm: LLM) -> None:
 def test_a_stopped_stream_frees_its_blocks(llm: LLM) -> None:
     stream = llm.stream(PROMPTS[0], SamplingParams(max_tokens=200, ignore_eos=True))
     next(stream)
-    with pytest.raises(EngineError, match="Another request"):
-        list(llm.stream(PROMPTS[1], GREEDY))
     stream.close()
     assert_all_blocks_free(llm)
+
+
+def test_an_open_stream_keeps_others_out_and_loses_nothing(llm: LLM) -> None:
+    whole = llm.generate(PROMPTS[0], GREEDY)[0].text
+    stream = llm.stream(PROMPTS[0], GREEDY)
+    pieces = [next(stream).text]
+    with pytest.raises(EngineError, match="still open"):
+        llm.generate(PROMPTS[1], GREEDY)
+    with pytest.raises(EngineError, match="still open"):
+        next(llm.stream(PROMPTS[1], GREEDY))
+    assert "".join([*pieces, *(delta.text for delta in stream)]) == whole
+
+
+@pytest.mark.parametrize("prompts", [None, 5, b"abc", [None], [["a"]], [[1.5]], [[True]], [b"abc"]])
+def test_a_prompt_of_a_wrong_type_is_refused(llm: LLM, prompts) -> None:
+    with pytest.raises(InvalidRequestError):
+        llm.generate(prompts, GREEDY)
+
+
+def test_arguments_of_a_wrong_type_are_refused(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError):
+        llm.generate("a", {"temperature": 0})
+    with pytest.raises(InvalidRequestError):
+        llm.chat({"role": "user", "content": "a"})
 
 
 def test_n_continuations_share_the_prompt_and_differ(llm: LLM) -> None:

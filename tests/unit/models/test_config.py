@@ -156,6 +156,8 @@ def test_sliding_windows_are_not_supported(raw_configs: Any) -> None:
         ("tie_word_embeddings", "no"),
         ("rope_scaling", [1]),
         ("num_nextn_predict_layers", 17),
+        ("rms_norm_eps", 10**400),
+        ("rope_theta", 1.0),
         ("eos_token_id", ["</s>"]),
         ("kv_lora_rank", None),
     ],
@@ -165,6 +167,19 @@ def test_absurd_and_mistyped_fields_are_named(field: str, value: Any) -> None:
         ModelConfig.from_dict(change(R1, **{field: value}), where="/models/x/config.json")
     assert field in str(caught.value)
     assert "/models/x/config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"beta_fast": 1, "beta_slow": 32}, "beta_fast"),
+        ({"original_max_position_embeddings": 6}, "original_max_position_embeddings"),
+        ({"original_max_position_embeddings": 2**24, "beta_fast": 2}, "rope_theta"),
+    ],
+)
+def test_yarn_whose_range_is_empty_or_inverted_is_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=f"rope_scaling: {named}"):
+        ModelConfig.from_dict(change(R1, rope_theta=1000.0, rope_scaling=R1["rope_scaling"] | fields))
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 3), (4, 0), (4, 5)])

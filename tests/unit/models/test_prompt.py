@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError
+from seamount.core.errors import CheckpointError, ConfigError, ContextTooLongError, InvalidRequestError
 from seamount.models.builtin_templates import DEEPSEEK_R1, DEEPSEEK_V3, DEEPSEEK_V31
 from seamount.models.prompt import PromptEncoder
 
@@ -85,7 +86,7 @@ def test_facts_of_a_checkpoint(folder: Folder) -> None:
             {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05},
             {"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05},
         ),
-        ({"temperature": "hot", "top_p": None, "top_k": True}, {}),
+        ({"temperature": None, "top_p": 0.9}, {"top_p": 0.9}),
     ],
 )
 def test_recommended_sampling(folder: Folder, generation: dict[str, Any], expected: dict[str, float]) -> None:
@@ -296,7 +297,7 @@ def test_tool_messages_that_the_template_would_drop_are_refused(folder: Folder) 
     assert generic.encode_chat([*HELLO, result]).text == "user:Hellotool:21"
 
 
-@pytest.mark.parametrize("tools", ["x", [5], {"a": 1}])
+@pytest.mark.parametrize("tools", ["x", "", b"x", 0, [5], {"a": 1}])
 def test_tools_of_wrong_type_are_refused(folder: Folder, tools: Any) -> None:
     with pytest.raises(InvalidRequestError, match="tools must be"):
         folder.encoder("{{ tools }}").encode_chat(HELLO, tools=tools)
@@ -377,3 +378,70 @@ def test_prompts_are_encoded_without_torch_or_transformers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("text", ["a" * 4_000_000, "many words " * 400_000, BOS * 50_000])
+def test_a_prompt_far_too_long_is_refused_without_encoding_all_of_it(folder: Folder, text: str) -> None:
+    encoder = folder.encoder(DEEPSEEK_V3)
+    for encode, param in (
+        (lambda: encoder.encode_text(text, limit=1000), "prompt"),
+        (lambda: encoder.encode_chat([{"role": "user", "content": text}], limit=1000), "messages"),
+    ):
+        with pytest.raises(ContextTooLongError, match="context holds 1000") as caught:
+            encode()
+        assert caught.value.param == param
+        assert int(re.findall(r"\d+", str(caught.value))[0]) < 100_000  # it stopped counting early
+
+
+def test_what_fits_the_limit_passes_and_is_the_same(folder: Folder) -> None:
+    encoder = folder.encoder(DEEPSEEK_V3)
+    text = f"{BOS}{EOS}" * 5000  # 180,000 bytes are 10,000 tokens, and the pieces cut through some
+    assert len(encoder.encode_text(text, limit=10_000)) == 10_000
+    forged = [{"role": "user", "content": f"{USER} hello " * 900}]
+    plain = encoder.encode_chat(forged)
+    assert encoder.encode_chat(forged, limit=len(plain.token_ids)) == plain
+
+
+def test_text_that_the_template_drops_does_not_count(folder: Folder) -> None:
+    encoder = folder.encoder("{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}")
+    old = {"role": "assistant", "content": "<think>" + "x" * 50_000 + "</think>y"}
+    assert encoder.encode_chat([*HELLO, old, *HELLO], limit=100).text == "HelloyHello"
+    with pytest.raises(ContextTooLongError):
+        encoder.encode_chat([{"role": "assistant", "content": "y" * 50_000}], limit=100)
+
+
+@pytest.mark.parametrize("text", [None, b"x", 5, ["x"], "\ud800"])
+def test_a_raw_prompt_that_is_no_text_is_refused(folder: Folder, text: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        folder.encoder().encode_text(text, limit=1)
+
+
+@pytest.mark.parametrize("arguments", [5, ["ab"], "x"])
+def test_template_arguments_of_wrong_type_are_refused(folder: Folder, arguments: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="must be an object"):
+        folder.encoder("{{ a }}").encode_chat(HELLO, template_kwargs=arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -5),
+        ("temperature", 10**400),
+        ("temperature", float("nan")),
+        ("temperature", "0.6"),
+        ("top_k", 2.5),
+        ("top_p", 0),
+        ("repetition_penalty", True),
+    ],
+)
+def test_defaults_that_no_request_could_use_are_the_checkpoints_fault(folder: Folder, field: str, value: Any) -> None:
+    folder.write("generation_config.json", {field: value})
+    with pytest.raises(CheckpointError, match=rf"generation_config\.json: {field}"):
+        folder.encoder()
+
+
+@pytest.mark.parametrize("name", [[1], {}, None, 5])
+def test_a_template_whose_name_is_no_text_is_refused(folder: Folder, name: Any) -> None:
+    folder.write("tokenizer_config.json", {"chat_template": [{"name": name, "template": "x"}]})
+    with pytest.raises(CheckpointError, match="chat_template"):
+        folder.encoder()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from seamount.core.errors import CheckpointError, InvalidRequestError, SeamountError
+from seamount.core.errors import CapacityError, CheckpointError, InvalidRequestError, SeamountError
 from seamount.models import builtin_templates
 from seamount.models.template import MAX_TEMPLATE_CHARS, ChatTemplate
 
@@ -127,6 +128,35 @@ def test_the_sandbox_process_ends_with_its_template(template: Any) -> None:
     assert {child.pid for child in sandboxes()} != before
     del one
     assert {child.pid for child in sandboxes()} == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sessions of processes are POSIX's")
+def test_a_terminals_interrupt_does_not_reach_the_sandbox(template: Any) -> None:
+    known = {child.pid for child in sandboxes()}
+    one = template("{{ x }}")
+    one.render({"x": 1})
+    (child,) = [child for child in sandboxes() if child.pid not in known]
+    assert os.getpgid(child.pid) != os.getpgid(0)  # a terminal signals its foreground process group
+
+
+def test_the_sandbox_process_ends_with_its_parent() -> None:
+    code = (
+        "import os, psutil; from seamount.models.template import ChatTemplate\n"
+        "one = ChatTemplate('{{ x }}', 'x'); one.render({'x': 1})\n"
+        "print(psutil.Process().children()[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    try:
+        psutil.Process(int(done.stdout)).wait(timeout=20)
+    except psutil.NoSuchProcess:
+        return  # ended already
+
+
+def test_a_render_does_not_wait_for_its_turn_for_ever(template: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = template("{{ x }}")
+    monkeypatch.setattr("seamount.models.template.WALL_LIMIT_S", 0.01)
+    with one._lock, pytest.raises(CapacityError):
+        one.render({"x": 1})
 
 
 def test_the_sandbox_cannot_open_files_or_start_processes() -> None:

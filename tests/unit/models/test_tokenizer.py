@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +200,20 @@ def test_an_added_token_with_options_is_matched_as_the_library_does(tmp_path: Pa
     text = "a \U000f0000 <mask> b"
     guarded = ours.encode_guarded(text, {"\U000f0000": "<"})
     assert list(guarded) == tokenizer.encode(text.replace("\U000f0000", "<"), add_special_tokens=False).ids
+
+
+def test_other_threads_run_while_a_long_text_is_encoded(byte_level: TextTokenizer) -> None:
+    done = threading.Event()
+
+    def encode() -> None:
+        byte_level.encode("a" * 300_000, add_special_tokens=False)
+        done.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    ran = 0
+    while not done.is_set():
+        time.sleep(0.0001)
+        ran += 1
+    thread.join()
+    assert ran > 40  # hundreds; one that had to wait for the text would come around a few times

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,24 @@ JSON = {"content-type": "application/json"}
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": "x", "n": 1e999}', 400, "invalid_value", "n"),
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": "x", "n": NaN}', 400, "invalid_value", "n"),
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": "\\ud800"}', 400, "invalid_value", "prompt"),
+        (
+            "POST",
+            "/v1/completions",
+            b'{"model": "fake", "prompt": "x", "stop": "\\ud800"}',
+            400,
+            "invalid_value",
+            "stop",
+        ),
+        (
+            "POST",
+            "/v1/completions",
+            b'{"model": "fake", "prompt": "x", "seed": 1, "seed": 2}',
+            400,
+            "duplicate_parameter",
+            "seed",
+        ),
+        ("POST", "/v1/completions", b'{"prompt": [{"a": 1, "b": 1, "a": 1}]}', 400, "duplicate_parameter", "a"),
+        ("POST", "/v1/completions", b'{"\\ud800": 1, "\\ud800": 2}', 400, "duplicate_parameter", "?"),
         ("POST", "/v1/completions", b'{"model": "no", "prompt": "x"}', 404, "model_not_found", "model"),
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": [262]}', 400, "invalid_value", "prompt"),
         ("GET", "/v1/models/no", None, 404, "model_not_found", "model"),
@@ -52,6 +71,45 @@ async def test_every_error_has_openais_body(open_app, method, path, body, status
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
     assert error["type"] == "invalid_request_error"
     assert error["message"]
+
+
+LONE = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"model": LONE}, "model"),
+        ({"stop": LONE}, "stop"),
+        ({"stop": ["a", "b" + LONE]}, "stop"),
+        ({"logit_bias": {LONE: 1}}, "logit_bias"),
+        ({"messages": [{"role": "system", "content": LONE}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": LONE}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x", "name": LONE}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": LONE}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "assistant", "reasoning": LONE}]}, "messages[0].reasoning"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": LONE}]}, "messages[0].tool_call_id"),
+        ({"chat_template_kwargs": {"thinking": LONE}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {LONE: True}}, "chat_template_kwargs"),
+    ],
+)
+async def test_text_that_is_not_unicode_is_refused_wherever_it_stands(open_app, fields, param):
+    client = await open_app(FakeEngine(say("ok")))
+    answer = await client.post("/v1/chat/completions", content=json.dumps({**CHAT, **fields}), headers=JSON)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"].startswith(param)
+
+
+async def test_head_is_answered_as_get_without_the_body(open_app, monkeypatch, tmp_path):
+    (tmp_path / "index.html").write_text("<p>page</p>")
+    monkeypatch.setattr(app_module, "CONSOLE_FOLDER", tmp_path)
+    client = await open_app(FakeEngine())
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/v1/models", "/v1/models/fake", "/nowhere"):
+        whole, head = await client.get(path), await client.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b""), path
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert "content-length" in head.headers
+    assert (await client.head("/v1/completions")).status_code == 405
 
 
 async def test_405_says_what_is_allowed(open_app):
@@ -124,7 +182,7 @@ async def test_context_limits_are_refused_with_numbers(open_app):
 
 async def test_an_empty_prompt_is_refused(open_app):
     class NoStart(ByteEncoder):
-        def encode_text(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
+        def encode_text(self, text: str, **options: Any) -> tuple[int, ...]:
             return ()
 
     client = await open_app(FakeEngine(), NoStart())

@@ -47,6 +47,14 @@ def test_every_parameter_of_the_official_client_is_known(schema, params):
         ("reasoning_effort", "high"),
         ("verbosity", "low"),
         ("web_search_options", {"x": 1}),
+        ("web_search_options", {}),
+        ("tools", 0),
+        ("tools", False),
+        ("tool_choice", 0),
+        ("response_format", False),
+        ("response_format", {}),
+        ("prediction", ""),
+        ("reasoning_effort", 0.0),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(name, value):
@@ -55,7 +63,10 @@ def test_what_is_not_supported_is_refused_by_name(name, value):
     assert error.message.startswith(f"{name} is not supported")
 
 
-@pytest.mark.parametrize(("name", "value"), [("best_of", 3), ("echo", True), ("suffix", "end")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("best_of", 3), ("best_of", True), ("echo", True), ("echo", 0), ("suffix", "end"), ("suffix", False)],
+)
 def test_completions_refuse_by_name(name, value):
     error = problem(lambda: CompletionRequest(model="m", prompt="x", **{name: value}))
     assert (error.param, error.code) == (name, "unsupported_parameter")
@@ -76,9 +87,14 @@ def test_asking_for_what_happens_anyway_is_fine(fields):
     assert chat(**fields).ignored() == []
 
 
+def test_the_neutral_values_of_completions_are_fine():
+    body = CompletionRequest(model="m", prompt="x", best_of=1, echo=False, suffix="")
+    assert body.ignored() == []
+
+
 def test_ignored_parameters_are_listed():
     options = {"include_obfuscation": True}
-    body = chat(user="u", metadata={"a": "b"}, store=True, service_tier=None, stream=True, stream_options=options)
+    body = chat(user="u", metadata={"a": "b"}, store=0, service_tier=None, stream=True, stream_options=options)
     assert body.ignored() == ["metadata", "store", "user", "stream_options.include_obfuscation"]
 
 

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
-from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel
+from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, Text, Usage, WireModel
 
 MAX_MESSAGES = 4096
 FinishReason = Literal["stop", "length"]
@@ -27,10 +27,10 @@ class TextPart(WireModel):
     """A piece of a message's text."""
 
     type: Annotated[Literal["text"], BeforeValidator(_text_only)]
-    text: str
+    text: Text
 
 
-Content = str | list[TextPart]
+Content = Text | list[TextPart]
 
 
 class SystemMessage(WireModel):
@@ -38,7 +38,7 @@ class SystemMessage(WireModel):
 
     role: Literal["system"]
     content: Content
-    name: str | None = None
+    name: Text | None = None
 
 
 class DeveloperMessage(WireModel):
@@ -46,7 +46,7 @@ class DeveloperMessage(WireModel):
 
     role: Literal["developer"]
     content: Content
-    name: str | None = None
+    name: Text | None = None
 
 
 class UserMessage(WireModel):
@@ -54,20 +54,20 @@ class UserMessage(WireModel):
 
     role: Literal["user"]
     content: Content
-    name: str | None = None
+    name: Text | None = None
 
 
 class CalledFunction(WireModel):
     """A call that an earlier answer made."""
 
-    name: str
-    arguments: str
+    name: Text
+    arguments: Text
 
 
 class ToolCall(WireModel):
     """One tool call in an earlier answer."""
 
-    id: str
+    id: Text
     type: Literal["function"]
     function: CalledFunction
 
@@ -77,9 +77,9 @@ class AssistantMessage(WireModel):
 
     role: Literal["assistant"]
     content: Content | None = None
-    name: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    name: Text | None = None
+    reasoning_content: Text | None = None
+    reasoning: Text | None = None
     tool_calls: list[ToolCall] | None = None
     refusal: None = None
 
@@ -89,8 +89,8 @@ class ToolMessage(WireModel):
 
     role: Literal["tool"]
     content: Content
-    tool_call_id: str
-    name: str | None = None
+    tool_call_id: Text
+    name: Text | None = None
 
 
 Message = Annotated[
@@ -117,9 +117,9 @@ class ChatRequest(SamplingFields):
     )
 
     refusals: ClassVar[Mapping[str, Refusal]] = {
-        "tools": Refusal("is not supported yet."),
+        "tools": Refusal("is not supported yet.", ([],)),
         "tool_choice": Refusal("is not supported yet.", ("none",)),
-        "functions": Refusal("is not supported: it is deprecated."),
+        "functions": Refusal("is not supported: it is deprecated.", ([],)),
         "function_call": Refusal("is not supported: it is deprecated.", ("none",)),
         "response_format": Refusal("is not supported yet, other than {'type': 'text'}.", ({"type": "text"},)),
         "modalities": Refusal("is not supported, other than ['text'].", (["text"],)),
@@ -136,7 +136,7 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32, description="As max_tokens; it wins.")
     logprobs: bool | None = Field(None, description="Report log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most probable tokens per position.")
-    chat_template_kwargs: dict[str, bool | int | float | str | None] | None = Field(
+    chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = Field(
         None, max_length=32, description="Switches of the model's chat template, for instance thinking."
     )
 

@@ -10,15 +10,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_N, MAX_STOP_STRINGS, SamplingParams
 
 MAX_INT32 = 2**31 - 1
+
+
+def unicode_text(text: str) -> str:
+    """Refuse lone surrogates, which JSON can spell and UTF-8 cannot: nothing behind the wire can take them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as cause:
+        raise PydanticCustomError("string_unicode", "must be valid Unicode") from cause
+    return text
+
+
+Text = Annotated[str, AfterValidator(unicode_text)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 
+# Values of an ignored parameter that ask for nothing, so that nobody misses their effect.
 _NOTHING: tuple[Any, ...] = (None, [], {}, "", False)
 
 
@@ -37,7 +50,7 @@ class Refusal(NamedTuple):
 
     Attributes:
         why: ends the sentence that the parameter's name begins.
-        allowed: values that ask for what happens anyway.
+        allowed: values, beside null, that ask for what happens anyway.
     """
 
     why: str
@@ -57,16 +70,16 @@ class SamplingFields(WireModel):
     ignored_names: ClassVar[frozenset[str]]
     refusals: ClassVar[Mapping[str, Refusal]]
 
-    model: str = Field(max_length=512, description="A name that /v1/models lists.")
+    model: Text = Field(max_length=512, description="A name that /v1/models lists.")
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32, description="Most tokens to generate.")
     temperature: float | None = Field(None, ge=0, le=100, description="0 always takes the most probable token.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_N, description="Answers per prompt.")
-    stop: str | list[str] | None = Field(None, description=f"At most {MAX_STOP_STRINGS} strings that end the answer.")
+    stop: Text | list[Text] | None = Field(None, description=f"At most {MAX_STOP_STRINGS} strings that end the answer.")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Makes the answer repeatable.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = Field(None, description="Token id to what is added to its logit.")
+    logit_bias: dict[Text, float] | None = Field(None, description="Token id to what is added to its logit.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: IGNORED = None
@@ -83,7 +96,7 @@ class SamplingFields(WireModel):
     @classmethod
     def _refuse(cls, value: Any, info: ValidationInfo) -> Any:
         refusal = cls.refusals.get(info.field_name or "")
-        if refusal is None or value in _NOTHING or value in refusal.allowed:
+        if refusal is None or value is None or _is_one_of(value, refusal.allowed):
             return value
         raise PydanticCustomError("unsupported_parameter", "{why}", {"why": refusal.why})
 
@@ -96,8 +109,9 @@ class SamplingFields(WireModel):
 
     def ignored(self) -> list[str]:
         """Return the names of given parameters that have no effect."""
-        given = [name for name in sorted(self.ignored_names) if getattr(self, name) not in _NOTHING]
-        if self.stream_options is not None and self.stream_options.include_obfuscation not in _NOTHING:
+        given = [name for name in sorted(self.ignored_names) if not _is_one_of(getattr(self, name), _NOTHING)]
+        options = self.stream_options
+        if options is not None and not _is_one_of(options.include_obfuscation, _NOTHING):
             given.append("stream_options.include_obfuscation")
         return given
 
@@ -134,6 +148,11 @@ _PLAIN = (
     "stop_token_ids",
     "ignore_eos",
 )
+
+
+def _is_one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Compare by type too: Python holds 0, 0.0 and False equal, and they are different wishes."""
+    return any(type(value) is type(known) and value == known for known in values)
 
 
 def _token_id(key: str) -> int:

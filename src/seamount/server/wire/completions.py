@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
-from .common import MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel
+from .common import MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel, unicode_text
 
 MAX_SEQUENCES = 256
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default; the finish reason says "length" when it cut
@@ -22,25 +22,16 @@ PromptItem = str | tuple[int, ...]
 def _prompts(value: Any) -> tuple[PromptItem, ...]:
     """Read the four forms: text, texts, token ids, lists of token ids."""
     if isinstance(value, str):
-        return (_unicode(value),)
+        return (unicode_text(value),)
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
-            return tuple(_unicode(item) for item in value)
+            return tuple(unicode_text(item) for item in value)
         if all(isinstance(item, list) for item in value):
             return tuple(_token_ids(item) for item in value)
         return (_token_ids(value),)
     raise PydanticCustomError(
         "prompt_type", "must be a string, a list of strings, a list of token ids, or a list of lists of token ids"
     )
-
-
-def _unicode(text: str) -> str:
-    """Refuse lone surrogates, which JSON can spell and UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as cause:
-        raise PydanticCustomError("string_unicode", "must be valid Unicode") from cause
-    return text
 
 
 def _token_ids(value: list[Any]) -> tuple[int, ...]:
@@ -68,8 +59,8 @@ class CompletionRequest(SamplingFields):
 
     refusals: ClassVar[Mapping[str, Refusal]] = {
         "best_of": Refusal("is not supported: ask for n answers and choose.", (1,)),
-        "echo": Refusal("is not supported: join prompt and answer yourself."),
-        "suffix": Refusal("is not supported: these models do not fill in the middle."),
+        "echo": Refusal("is not supported: join prompt and answer yourself.", (False,)),
+        "suffix": Refusal("is not supported: these models do not fill in the middle.", ("",)),
     }
 
     prompt: Prompts

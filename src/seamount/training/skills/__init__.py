@@ -17,7 +17,10 @@ SKILLS: dict[str, Callable[[Random, str], Item]] = {
     module.NAME: module.make for module in (arithmetic, extraction, masking, commands, tools, unknown)
 }
 
-__all__ = ["LANGUAGES", "SKILLS", "Item", "draw", "generate", "random_of"]
+# Hard cases of a skill, drawn apart so that training can practise them more often; evaluation knows nothing of them.
+PRACTICE: dict[str, Callable[[Random, str], Item]] = {"tools_refusal": tools.make_refusal}
+
+__all__ = ["LANGUAGES", "PRACTICE", "SKILLS", "Item", "draw", "generate", "random_of"]
 
 
 def random_of(*parts: str | int) -> Random:
@@ -28,7 +31,7 @@ def random_of(*parts: str | int) -> Random:
 
 def draw(rng: Random, skill: str, language: str, *, held_out: bool = False) -> Item:
     """The next item from `rng` on the wanted side of the split."""
-    make = SKILLS[skill]
+    make = SKILLS.get(skill) or PRACTICE[skill]
     while True:
         item = make(rng, language)
         if item.held_out == held_out:

@@ -229,6 +229,14 @@ def make(rng: Random, language: str) -> Item:
     return Item(NAME, language, (user, call, told, answer), tuple(tools), f"{key}={result}")
 
 
+def make_refusal(rng: Random, language: str) -> Item:
+    """As `make`, where none of the given tools fits."""
+    while True:
+        item = make(rng, language)
+        if item.messages[-1]["content"] == REFUSAL[language]:
+            return item
+
+
 def tool_call(name: str, arguments: str) -> Message:
     """An assistant message that calls one function; `arguments` is JSON text."""
     function = {"name": name, "arguments": arguments}

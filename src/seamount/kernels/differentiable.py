@@ -1,20 +1,21 @@
 """The routed experts and causal attention in the form that training wants: differentiable, and compilable as one graph.
 
-Called by `reference` where gradients flow. Same meaning as there; what differs is that the grouping of rows by expert, whose
-sizes depend on data, hides in operators that `torch.compile` treats as opaque, and that every gradient is a gather instead
-of a scatter. Shapes: T tokens, C width, E experts, A chosen per token, I expert width, N = T * A choices,
+Chosen by `kernels.choice` where gradients flow. Same meaning as in `reference`; what differs is that the grouping of
+rows by expert, whose sizes depend on data, hides in operators that `torch.compile` treats as opaque, and that every
+gradient is a gather instead of a scatter. Shapes: T tokens, C width, E experts, A chosen per token, N = T * A choices,
 P padded rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-# Experts' rows are padded to a multiple of this: the CPU's matrix library prepares itself for each new shape, which takes
-# longer than the product, and without padding nearly every product has a shape of its own.
+# Experts' rows are padded to a multiple of this: the CPU's matrix library prepares itself for each new shape, which
+# takes longer than the product, and without padding nearly every product has a shape of its own.
 _ROW_MULTIPLE = 128
 
 
@@ -73,16 +74,17 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: 
     return (terms.float() * weights.float().unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
 
-def attend_rows(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Causal attention of `q, k [S, H, L, D]`, `v [S, H, L, Dv]`; returns `[S, H, L, Dv]`.
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
+    """As `reference.causal_attention`, for as many key heads as query heads and sequences of one length.
 
-    Written out, because for short rows the CPU's fused kernel has a backward pass several times slower than this one
-    compiled.
+    Written out, because for short sequences the CPU's fused kernel has a backward pass several times slower than this
+    one compiled.
     """
-    length = q.shape[2]
+    num_rows, length = len(starts) - 1, starts[1] - starts[0]
+    q, k, v = (t.reshape(num_rows, length, *t.shape[1:]).transpose(1, 2) for t in (q, k, v))
     allowed = torch.ones(length, length, dtype=torch.bool, device=q.device).tril()
     scores = ((q * scale) @ k.transpose(-1, -2)).float().masked_fill(~allowed, float("-inf"))
-    return scores.softmax(dim=-1).to(v.dtype) @ v
+    return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(0, 1)
 
 
 def _split(sizes: Tensor, *tensors: Tensor) -> list[tuple[Tensor, ...]]:

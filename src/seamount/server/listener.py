@@ -1,0 +1,43 @@
+"""Binds the server's address.
+
+Called by the CLI before everything else, so that a taken port is told at once: this imports neither the web framework
+nor the model's parts.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from seamount.core.errors import ConfigError
+from seamount.core.settings import ServerConfig
+
+_BACKLOG = 1024
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """Return a listening socket, which the caller closes.
+
+    Raises:
+        ConfigError: the address is in use, forbidden, or none of this machine's.
+    """
+    where = f"{config.host} port {config.port}"
+    try:
+        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as cause:
+        raise ConfigError(f"The address {config.host} is not known.", hint="Set --host to an IP address.") from cause
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as cause:
+        listener.close()
+        if cause.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"Something already listens on {where}.",
+                hint="Choose another port with --port (0 takes any free one), or stop the other program.",
+            ) from cause
+        raise ConfigError(f"The server cannot listen on {where}: {cause.strerror}.") from cause
+    return listener
