@@ -139,7 +139,10 @@ def _tree(root: type[SeamountError]) -> dict[str, type[SeamountError]]:
     return found
 
 
-def error_to_fields(error: SeamountError) -> dict[str, str | float | None]:
+ErrorFields = dict[str, str | float | None]
+
+
+def error_to_fields(error: SeamountError) -> ErrorFields:
     """Return the error as plain fields, for a message between processes or a JSON body."""
     return {
         "kind": type(error).__name__,
@@ -151,14 +154,18 @@ def error_to_fields(error: SeamountError) -> dict[str, str | float | None]:
     }
 
 
-def error_from_fields(
-    kind: str,
-    code: str,
-    message: str,
-    hint: str | None = None,
-    retry_after: float | None = None,
-    param: str | None = None,
-) -> SeamountError:
+def error_from_fields(fields: ErrorFields) -> SeamountError:
     """Rebuild an error from `error_to_fields`; an unknown kind becomes the nearest honest one, EngineError."""
-    cls = _tree(SeamountError).get(kind, EngineError)
-    return cls(message, hint=hint, code=code, retry_after=retry_after, param=param)
+    cls = _tree(SeamountError).get(str(fields.get("kind")), EngineError)
+    retry_after = fields.get("retry_after")
+    return cls(
+        str(fields.get("message") or "The engine could not finish the request."),
+        hint=_text(fields.get("hint")),
+        code=_text(fields.get("code")),
+        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
+        param=_text(fields.get("param")),
+    )
+
+
+def _text(value: str | float | None) -> str | None:
+    return None if value is None else str(value)

@@ -106,7 +106,7 @@ class WorkerEngine:
                     raise item
                 if item.error is not None:
                     unfinished = 0
-                    raise error_from_fields(**item.error)  # type: ignore[arg-type]
+                    raise error_from_fields(item.error)
                 unfinished -= item.finish_reason is not None
                 yield item
         finally:
@@ -231,7 +231,7 @@ class WorkerEngine:
             self._state = "ready"
             self._ready.set()
         elif isinstance(message, Failed):
-            error = error_from_fields(**message.error)  # type: ignore[arg-type]
+            error = error_from_fields(message.error)
             if self._facts is None:
                 self._fail(error)
             else:

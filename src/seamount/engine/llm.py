@@ -243,7 +243,7 @@ class _Gathering:
 
 def _delta(chunk: Chunk, parser: ReasoningParser) -> Delta:
     if chunk.error is not None:
-        raise error_from_fields(**chunk.error)  # type: ignore[arg-type]
+        raise error_from_fields(chunk.error)
     parts = [parser.push(chunk.text)]
     if chunk.finish_reason is not None:
         parts.append(parser.flush())

@@ -206,7 +206,7 @@ class Service:
                 async for chunk in chunks:
                     timer.observe(chunk)
                     if chunk.finish_reason == "error":
-                        raise _chunk_error(chunk)
+                        raise error_from_fields(chunk.error or {})
                     if chunk.finish_reason == "abort":
                         raise self.not_ready() or EngineError("The engine gave the request up.", code="aborted")
                     yield chunk
@@ -219,16 +219,3 @@ class Service:
                 timer.fail(code)
             else:
                 timer.finish()
-
-
-def _chunk_error(chunk: Chunk) -> SeamountError:
-    fields = chunk.error or {}
-    retry_after = fields.get("retry_after")
-    return error_from_fields(
-        kind=str(fields.get("kind", "EngineError")),
-        code=str(fields.get("code", EngineError.code)),
-        message=str(fields.get("message", "The engine could not finish the request.")),
-        hint=None if fields.get("hint") is None else str(fields["hint"]),
-        retry_after=float(retry_after) if isinstance(retry_after, int | float) else None,
-        param=None if fields.get("param") is None else str(fields["param"]),
-    )

@@ -77,7 +77,7 @@ def test_only_listed_types_are_sent() -> None:
 
 def test_an_error_survives_the_trip_between_processes() -> None:
     error = ContextTooLongError("too long", hint="shorten", param="prompt")
-    back = error_from_fields(**error_to_fields(error))
+    back = error_from_fields(error_to_fields(error))
     assert type(back) is ContextTooLongError
     assert (back.message, back.hint, back.param, back.code) == (
         "too long",
@@ -85,4 +85,4 @@ def test_an_error_survives_the_trip_between_processes() -> None:
         "prompt",
         "context_length_exceeded",
     )
-    assert type(error_from_fields("NoSuchError", "c", "m")) is EngineError
+    assert type(error_from_fields({"kind": "NoSuchError", "code": "c", "message": "m"})) is EngineError
