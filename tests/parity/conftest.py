@@ -169,12 +169,12 @@ def write_checkpoint(tmp_path: Path) -> Callable[..., tuple[Path, PreTrainedMode
 
 
 @pytest.fixture
-def load() -> Callable[[Path], CausalLM]:
-    """Returns the project's loader at fp32."""
+def load() -> Callable[..., CausalLM]:
+    """Returns the project's loader at fp32: for the compiled kernels, or with `packed=False` for plain torch."""
 
-    def load(folder: Path) -> CausalLM:
+    def load(folder: Path, *, packed: bool = True) -> CausalLM:
         config = ModelConfig.from_folder(folder)
-        return load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"))
+        return load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"), packed=packed)
 
     return load
 
@@ -206,10 +206,7 @@ class PagedDriver:
 
     def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[torch.Tensor]:
         """Process `(sequence, its next tokens)` pairs as one batch; logits `[n, vocab]` per pair."""
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        starts, contexts, tables = [0], [], []
+        pieces = []
         for sequence, new in work:
             while len(self.tables) <= sequence:
                 self.tables.append([])
@@ -218,22 +215,9 @@ class PagedDriver:
             end = begin + len(new)
             while len(table) * BLOCK_SIZE < end:
                 table.append(self.free.pop())
-            tokens += new
-            positions += range(begin, end)
-            slots += [table[p // BLOCK_SIZE] * BLOCK_SIZE + p % BLOCK_SIZE for p in range(begin, end)]
+            pieces.append((new, begin, table))
             self.lengths[sequence] = end
-            starts.append(len(tokens))
-            contexts.append(end)
-            tables.append(torch.tensor(table))
-        batch = Batch(
-            torch.tensor(tokens),
-            torch.tensor(positions),
-            tuple(starts),
-            tuple(contexts),
-            torch.tensor(slots),
-            tuple(tables),
-            BLOCK_SIZE,
-        )
+        batch = Batch.over_cache(pieces, BLOCK_SIZE)
         with torch.inference_mode():
             logits = self.model.logits(self.model(batch, self.cache))
         return list(logits.split([len(new) for _, new in work]))

@@ -11,13 +11,20 @@ import pytest
 import torch
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["compiled kernels", "plain torch"])
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # transformers, without shared experts
 def test_logits_equal_those_of_transformers(
-    family_case: Any, write_checkpoint: Any, load: Any, paged_driver: Any, prompts: Any, reference_logits: Any
+    family_case: Any,
+    packed: bool,
+    write_checkpoint: Any,
+    load: Any,
+    paged_driver: Any,
+    prompts: Any,
+    reference_logits: Any,
 ) -> None:
     kind, arguments = family_case
     folder, reference = write_checkpoint(kind(**arguments), seed=7)
-    ours = paged_driver(load(folder)).all_logits(prompts)
+    ours = paged_driver(load(folder, packed=packed)).all_logits(prompts)
     for mine, theirs in zip(ours, reference_logits(reference, prompts), strict=True):
         assert theirs.std() > 0.3
         assert (mine - theirs).abs().max() < 1e-4

@@ -73,7 +73,7 @@ def make(write_checkpoint: Any, randomiser: Any) -> tuple[Path, Any, MtpModel]:
 
 def test_block_equals_that_of_transformers(write_checkpoint: Any, load: Any, randomiser: Any) -> None:
     folder, reference, block = make(write_checkpoint, randomiser)
-    model = load(folder)
+    model = load(folder, packed=False)
     tokens = torch.randint(0, CONFIG["vocab_size"], (1, 30), generator=torch.Generator().manual_seed(1))
     known, following = tokens[:, :-1], tokens[:, 1:]
     with torch.inference_mode():
@@ -109,7 +109,7 @@ def test_declared_and_dropped_by_a_converter_is_said_and_loads(
 ) -> None:
     folder, _ = write_checkpoint(DeepseekV3Config(**CONFIG))  # transformers does not write the block
     with caplog.at_level(logging.WARNING):
-        model = load(folder)
+        model = load(folder, packed=False)
     assert len(model.mtp) == 0
     assert "multi-token-prediction" in caplog.text
 

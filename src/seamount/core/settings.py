@@ -23,6 +23,7 @@ from pydantic_settings import (
 from .errors import ConfigError
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
+QuantizationName = Literal["auto", "none", "int8", "int4"]
 
 
 class EngineConfig(BaseModel):
@@ -34,6 +35,11 @@ class EngineConfig(BaseModel):
     dtype: DTypeName = Field(
         "auto",
         description="Precision of weights and cache. auto: the checkpoint's own (FP8 becomes bfloat16).",
+    )
+    quantization: QuantizationName = Field(
+        "auto",
+        description="Precision of weight matrices. auto: the checkpoint's own; none: as dtype says; int8: 8 bits per "
+        "weight; int4: 4 bits in groups. The last two round 16-bit checkpoints while loading.",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto: a GPU where there is one.")
     max_model_len: int | None = Field(
@@ -139,6 +145,11 @@ def config_folder() -> Path:
 def data_folder() -> Path:
     """Return the XDG data folder of Seamount (not created): chat history and saved conversations."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "seamount"
+
+
+def cache_folder() -> Path:
+    """Return the XDG cache folder of Seamount (not created): what can be made again, such as compiled kernels."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seamount"
 
 
 def _refuse_unknown_environment() -> None:

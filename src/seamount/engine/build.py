@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from seamount import kernels
 from seamount.core.requests import ModelFacts
 from seamount.core.settings import EngineConfig
 from seamount.kernels.hardware import choose_device, default_threads
@@ -21,7 +22,7 @@ from seamount.models.prompt import PromptEncoder
 
 from .blocks import BlockPool
 from .engine import EngineCore
-from .memory import plan_memory
+from .memory import plan_memory, quantization_of
 from .runner import Runner
 from .scheduler import Scheduler
 
@@ -45,7 +46,10 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     model_config = plan_load(folder, ModelConfig.from_folder(folder)).config
     encoder = PromptEncoder.from_folder(folder)
     device = choose_device(config.device)
-    torch.set_num_threads(config.num_threads or default_threads())
+    num_threads = config.num_threads or default_threads()
+    torch.set_num_threads(num_threads)
+    if kernels.library() is not None:
+        kernels.set_threads(num_threads)
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, dtype_name)
     plan = plan_memory(model_config, config, dtype, available_bytes(device))
@@ -54,7 +58,9 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         if on_progress is not None:
             on_progress("weights", done, total)
 
-    model = load_model(folder, model_config, dtype=dtype, device=device, progress=loading)
+    model = load_model(
+        folder, model_config, dtype=dtype, device=device, quantization=quantization_of(config), progress=loading
+    )
     runner = Runner(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, plan.block_size),

@@ -62,7 +62,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
             f"max_model_len is {config.max_model_len}; the checkpoint declares {model.max_position} tokens.",
             hint=f"Use at most {model.max_position}.",
         )
-    weights = weight_bytes(model, dtype)
+    weights = weight_bytes(model, dtype, quantization_of(config))
     block_bytes = cache_bytes_per_token(model, dtype) * config.block_size
     spare = free_bytes - weights - WORKSPACE_BYTES
     if spare < block_bytes:
@@ -100,6 +100,11 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
         max_model_len=min(wanted_len, capacity),
         declared_model_len=model.max_position,
     )
+
+
+def quantization_of(config: EngineConfig) -> str:
+    """What `load_model` is told: "auto" means as the checkpoint is, which is not rounded further."""
+    return "none" if config.quantization == "auto" else config.quantization
 
 
 def _blocks(tokens: int, block_size: int) -> int:

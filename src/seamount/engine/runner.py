@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seamount.models.batch import Batch
+from seamount.models.batch import Batch, Piece
 from seamount.models.network import CausalLM
 
 from .scheduler import Work
@@ -44,29 +44,8 @@ class Runner:
         return self._model.logits(hidden[rows])
 
     def _batch(self, work: list[Work]) -> Batch:
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        starts, lengths, tables = [0], [], []
-        size = self._block_size
+        pieces: list[Piece] = []
         for item in work:
             sequence, first = item.sequence, item.sequence.num_computed
-            last = first + item.num_new
-            token_ids += sequence.token_ids[first:last]
-            positions += range(first, last)
-            slots += [sequence.blocks[p // size] * size + p % size for p in range(first, last)]
-            starts.append(len(token_ids))
-            lengths.append(last)
-            tables.append(self._tensor(sequence.blocks[: -(-last // size)]))
-        return Batch(
-            token_ids=self._tensor(token_ids),
-            positions=self._tensor(positions),
-            query_starts=tuple(starts),
-            context_lens=tuple(lengths),
-            slots=self._tensor(slots),
-            block_tables=tuple(tables),
-            block_size=size,
-        )
-
-    def _tensor(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+            pieces.append((sequence.token_ids[first : first + item.num_new], first, sequence.blocks))
+        return Batch.over_cache(pieces, self._block_size, self._device)

@@ -1,34 +1,49 @@
 """The numeric kernels, behind one API: callers never ask which chip they run on.
 
 `reference` gives the semantics in plain torch: it is the oracle that every faster implementation is tested against.
-`choice` picks the implementation at run time, under the same names; faster ones for a chip are added there.
+`native/` holds the compiled CPU kernels, `library` builds and loads them, `packed` multiplies with them. `choice` picks
+the implementation at run time, under the same names.
 """
 
-from .choice import causal_attention, run_experts
-from .reference import (
-    FP8_BLOCK,
-    apply_rotary,
-    dequantize_fp8_blocks,
-    latent_attention,
+from .choice import (
+    causal_attention,
+    packed_latent_attention,
     paged_attention,
     rms_norm,
+    rotate_and_cache,
     route_sigmoid,
     route_softmax,
-    swiglu,
-    write_cache,
+    run_experts,
+    run_packed_experts,
 )
+from .library import isa_name, library, why_missing
+from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, set_threads
+from .pages import Pages
+from .reference import FP8_BLOCK, apply_rotary, dequantize_fp8_blocks, latent_attention, swiglu, write_cache
 
 __all__ = [
+    "DEFAULT_GROUP",
     "FP8_BLOCK",
+    "Kind",
+    "PackedMatrix",
+    "PackedStack",
+    "Pages",
     "apply_rotary",
     "causal_attention",
     "dequantize_fp8_blocks",
+    "isa_name",
     "latent_attention",
+    "library",
+    "packed_latent_attention",
     "paged_attention",
     "rms_norm",
+    "rotate_and_cache",
     "route_sigmoid",
     "route_softmax",
     "run_experts",
+    "run_packed_experts",
+    "set_threads",
     "swiglu",
+    "why_missing",
     "write_cache",
 ]

@@ -8,10 +8,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import differentiable, reference
+from . import cpu_attention, differentiable, packed, reference
+from .library import library
+from .packed import PackedStack
+from .pages import Pages
 
 # Sequences up to this many tokens are attended without the fused kernel when gradients flow on a CPU.
 _SHORT_TOKENS = 512
+
+
+def _compiled(x: Tensor) -> bool:
+    """Whether the compiled CPU kernels take this: they compute in fp32 and know no gradients."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() and x.requires_grad)
+        and library() is not None
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `reference.rms_norm`."""
+    if x.dim() == 2 and weight.dtype == torch.float32 and not weight.requires_grad and _compiled(x):
+        return packed.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
@@ -23,8 +43,121 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], sca
     return reference.causal_attention(q, k, v, starts, scale)
 
 
+def rotate_and_cache(
+    qkv: Tensor,
+    num_heads: int,
+    angles: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    cache: tuple[Tensor, Tensor],
+    slots: Tensor,
+) -> Tensor:
+    """See `reference.rotate_and_cache`."""
+    if _compiled(qkv):
+        return cpu_attention.rotate_and_cache(qkv, num_heads, angles, norms, eps, cache, slots)
+    return reference.rotate_and_cache(qkv, num_heads, angles, norms, eps, cache, slots)
+
+
+def paged_attention(q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pages, scale: float) -> Tensor:
+    """See `reference.paged_attention`."""
+    if _compiled(q):
+        return cpu_attention.paged_attention(q, key_cache, value_cache, pages, scale)
+    return reference.paged_attention(q, key_cache, value_cache, pages, scale)
+
+
+def packed_latent_attention(
+    q: Tensor,
+    compressed: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    angles: tuple[Tensor, Tensor],
+    up: tuple[PackedStack, PackedStack],
+    latent_cache: Tensor,
+    slots: Tensor,
+    pages: Pages,
+    scale: float,
+    *,
+    interleaved: bool,
+) -> Tensor:
+    """Latent attention with packed up-projections: cache the new latents, attend absorbed, expand what comes out.
+
+    Args:
+        q: fp32 `[T, H, Dn + Dr]`, not yet rotated; compressed: fp32 `[T, R + Dr]`, neither normed nor rotated.
+        norm_weight: fp32 `[R]`, with `eps`: the norm of the latent.
+        up: per head `[R, Dn]`, from queries to latents; and `[Dv, R]`, from latents to values.
+        latent_cache: `[num_slots, R + Dr]`, written at `slots [T]`.
+
+    Returns:
+        `[T, H, Dv]`.
+    """
+    to_latent, to_value = up
+    num_tokens, num_heads, rank = q.shape[0], q.shape[1], norm_weight.shape[0]
+    absorbed = torch.empty(num_tokens, num_heads, latent_cache.shape[1])
+    to_latent.multiply_heads(q, absorbed)
+    cpu_attention.rotate_and_cache_latent(
+        compressed, norm_weight, eps, q, absorbed, angles, latent_cache, slots, interleaved=interleaved
+    )
+    mixed = cpu_attention.absorbed_attention(absorbed, latent_cache, rank, pages, scale)
+    out = torch.empty(num_tokens, num_heads, to_value.matrices[0].num_outputs)
+    to_value.multiply_heads(mixed, out)
+    return out
+
+
+def route_softmax(
+    logits: Tensor, num_chosen: int, *, num_groups: int, num_chosen_groups: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `reference.route_softmax`."""
+    if _compiled(logits):
+        return cpu_attention.route_softmax(
+            logits, num_chosen, num_groups=num_groups, num_chosen_groups=num_chosen_groups, scale=scale
+        )
+    return reference.route_softmax(
+        logits, num_chosen, num_groups=num_groups, num_chosen_groups=num_chosen_groups, scale=scale
+    )
+
+
+def route_sigmoid(
+    logits: Tensor,
+    bias: Tensor,
+    num_chosen: int,
+    *,
+    num_groups: int,
+    num_chosen_groups: int,
+    normalize: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.route_sigmoid`."""
+    if _compiled(logits):
+        return cpu_attention.route_sigmoid(
+            logits,
+            bias,
+            num_chosen,
+            num_groups=num_groups,
+            num_chosen_groups=num_chosen_groups,
+            normalize=normalize,
+            scale=scale,
+        )
+    return reference.route_sigmoid(
+        logits,
+        bias,
+        num_chosen,
+        num_groups=num_groups,
+        num_chosen_groups=num_chosen_groups,
+        normalize=normalize,
+        scale=scale,
+    )
+
+
 def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """See `reference.run_experts`."""
     if torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad):
         return differentiable.run_experts(x, weights, ids, gate_up, down)
     return reference.run_experts(x, weights, ids, gate_up, down)
+
+
+def run_packed_experts(
+    x: Tensor, weights: Tensor, ids: Tensor, gate_up: PackedStack, down: PackedStack, *, add_to: Tensor
+) -> Tensor:
+    """`reference.run_experts` with packed weights, added to `add_to [T, C]` in place, which is returned."""
+    packed.run_packed_experts(x, weights, ids.to(torch.int32), gate_up, down, add_to)
+    return add_to

@@ -4,8 +4,8 @@ Called by `models` only. Everything is differentiable but the paged operations. 
 sequences in it, H query heads, K key-value heads, D head width, L context length of one sequence, R latent width,
 E experts, A experts chosen per token.
 
-A flat batch lays the new tokens of its sequences one after the other: sequence `s` owns rows
-`query_starts[s]:query_starts[s + 1]`, and its context, once they are written, is `context_lens[s]` tokens long.
+A flat batch lays the new tokens of its sequences one after the other; `Pages` says which rows are whose, and where the
+context lies.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .pages import Pages
 
 FP8_BLOCK = 128
 
@@ -55,6 +57,34 @@ def write_cache(cache: Tensor, slots: Tensor, values: Tensor) -> None:
     cache.index_copy_(0, slots, values.to(cache.dtype))
 
 
+def rotate_and_cache(
+    qkv: Tensor,
+    num_heads: int,
+    angles: tuple[Tensor, Tensor],
+    norms: tuple[Tensor, Tensor] | None,
+    eps: float,
+    cache: tuple[Tensor, Tensor],
+    slots: Tensor,
+) -> Tensor:
+    """Split a fused projection into heads, rotate queries and keys, store keys and values.
+
+    Args:
+        qkv: `[T, H + 2K, D]`.
+        norms: weights `[D]` of the norms on each query and key head (Qwen3), or None.
+        cache: keys `[num_slots, K, D]` and values of the same shape; written at `slots [T]`.
+
+    Returns:
+        The rotated queries `[T, H, D]`.
+    """
+    num_kv_heads = (qkv.shape[1] - num_heads) // 2
+    q, k, v = qkv.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    if norms is not None:
+        q, k = rms_norm(q, norms[0], eps), rms_norm(k, norms[1], eps)
+    write_cache(cache[0], slots, apply_rotary(k, *angles, interleaved=False))
+    write_cache(cache[1], slots, v)
+    return apply_rotary(q, *angles, interleaved=False)
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """Attention within each sequence of a flat batch that has no cache (training).
 
@@ -81,10 +111,7 @@ def paged_attention(
     q: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
-    block_tables: Sequence[Tensor],
-    query_starts: Sequence[int],
-    context_lens: Sequence[int],
-    block_size: int,
+    pages: Pages,
     scale: float,
 ) -> Tensor:
     """Causal attention of new tokens to cached keys and values, their own included.
@@ -92,17 +119,15 @@ def paged_attention(
     Args:
         q: `[T, H, D]`.
         key_cache: `[num_slots, K, D]`; value_cache: `[num_slots, K, Dv]`.
-        block_tables: per sequence, the numbers of its blocks in order; block `b` owns slots
-            `b * block_size : (b + 1) * block_size`.
 
     Returns:
         `[T, H, Dv]`.
     """
     out = q.new_empty(q.shape[0], q.shape[1], value_cache.shape[-1])
-    keys, values = _as_blocks(key_cache, block_size), _as_blocks(value_cache, block_size)
-    for s, length in enumerate(context_lens):
-        rows = slice(query_starts[s], query_starts[s + 1])
-        k, v = _gather(keys, block_tables[s], length), _gather(values, block_tables[s], length)
+    keys, values = _as_blocks(key_cache, pages.block_size), _as_blocks(value_cache, pages.block_size)
+    for s, length in enumerate(pages.lengths):
+        rows = slice(pages.starts[s], pages.starts[s + 1])
+        k, v = _gather(keys, pages.blocks_of(s), length), _gather(values, pages.blocks_of(s), length)
         out[rows] = _attend(q[rows], k, v, scale)
     return out
 
@@ -113,10 +138,7 @@ def latent_attention(
     latent_cache: Tensor,
     up_key: Tensor,
     up_value: Tensor,
-    block_tables: Sequence[Tensor],
-    query_starts: Sequence[int],
-    context_lens: Sequence[int],
-    block_size: int,
+    pages: Pages,
     scale: float,
 ) -> Tensor:
     """Multi-head latent attention over a cache of latents (DeepSeek-V2, arXiv 2405.04434, section 2.1).
@@ -139,10 +161,10 @@ def latent_attention(
     saved_per_query = 2 * rank - width_nope - width_value
     most_absorbed = rank * (width_nope + width_value) // saved_per_query if saved_per_query > 0 else 2**62
     out = q_nope.new_empty(q_nope.shape[0], q_nope.shape[1], width_value)
-    blocks = _as_blocks(latent_cache, block_size)
-    for s, length in enumerate(context_lens):
-        rows = slice(query_starts[s], query_starts[s + 1])
-        context = _gather(blocks, block_tables[s], length)
+    blocks = _as_blocks(latent_cache, pages.block_size)
+    for s, length in enumerate(pages.lengths):
+        rows = slice(pages.starts[s], pages.starts[s + 1])
+        context = _gather(blocks, pages.blocks_of(s), length)
         latent, k_rope = context.split((rank, width_rope), dim=-1)
         nope, rope = q_nope[rows], q_rope[rows]
         if nope.shape[0] <= most_absorbed:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from seamount.kernels import Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +45,53 @@ class Batch:
     Attributes:
         token_ids, positions: `[T]` int64.
         query_starts: S + 1 row offsets; sequence s owns rows `query_starts[s]:query_starts[s+1]`.
-        context_lens: tokens of each sequence once this pass has written its own.
-        slots: `[T]` int64, where each token's cache entry goes; None where there is no cache (training).
-        block_tables: per sequence, an int64 tensor of its block numbers, in order, covering its context.
-        block_size: tokens per block.
+        cached: where the batch lies in the cache; None where there is no cache (training).
     """
 
     token_ids: Tensor
     positions: Tensor
     query_starts: tuple[int, ...]
-    context_lens: tuple[int, ...]
-    slots: Tensor | None = None
-    block_tables: tuple[Tensor, ...] = ()
-    block_size: int = 1
+    cached: Cached | None = None
 
     @classmethod
     def without_cache(cls, token_ids: Tensor) -> Batch:
         """A batch of whole sequences of one length, `token_ids [S, L]`, that attend within themselves (training)."""
         rows, length = token_ids.shape
         positions = torch.arange(length, device=token_ids.device).repeat(rows)
-        starts = tuple(range(0, rows * length + 1, length))
-        return cls(token_ids.reshape(-1), positions, starts, (length,) * rows)
+        return cls(token_ids.reshape(-1), positions, tuple(range(0, rows * length + 1, length)))
+
+
+    @classmethod
+    def over_cache(cls, pieces: Sequence[Piece], block_size: int, device: torch.device | str = "cpu") -> Batch:
+        """The batch in which each sequence of `pieces` goes on."""
+        token_ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts, lengths = [0], []
+        for new, first, blocks in pieces:
+            places = range(first, first + len(new))
+            token_ids += new
+            positions += places
+            slots += [blocks[p // block_size] * block_size + p % block_size for p in places]
+            starts.append(len(token_ids))
+            lengths.append(first + len(new))
+        numbers = torch.tensor([token_ids, positions, slots], dtype=torch.int64, device=device)
+        pages = Pages.of([blocks for _, _, blocks in pieces], starts, lengths, block_size, device)
+        return cls(numbers[0], numbers[1], tuple(starts), Cached(numbers[2], pages))
+
+
+# One sequence's share of a batch: its new tokens, the position of the first, and the blocks of its whole context.
+Piece = tuple[Sequence[int], int, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Where a batch's tokens go in the cache, and where their contexts lie.
+
+    Attributes:
+        slots: `[T]` int64, where each token's cache entry goes.
+        pages: the sequences' blocks.
+    """
+
+    slots: Tensor
+    pages: Pages

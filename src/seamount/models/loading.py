@@ -1,8 +1,9 @@
 """A checkpoint folder becomes a network with its weights, ready to run.
 
-Called by the engine when it starts. Headers, shapes and memory are checked first; then every file is read
-once, front to back, each tensor straight into the parameter that it belongs to. Peak memory is the weights
-plus a few small buffers, and nothing is mapped. Knows no family: `models.keymap` says where tensors go.
+Called by the engine when it starts. Headers, shapes and memory are checked first; then each tensor is read straight
+into the parameter that it belongs to, or, for the compiled kernels, through `models.packing` into packed form. Peak
+memory is the weights plus a few small buffers, and nothing is mapped. Knows no family: `models.keymap` says where
+tensors go.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from io import FileIO
 from pathlib import Path
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from seamount import kernels
-from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
+from seamount.core.errors import CheckpointError, ConfigError, OutOfMemoryError, UnsupportedModelError
 from seamount.kernels import hardware
 
 from .checkpoint import Checkpoint, StoredTensor, open_file, read_at, shown
@@ -28,6 +32,7 @@ from .footprint import weight_bytes
 from .keymap import Placement, is_ignored, placements, shared_copies
 from .memory import available_bytes
 from .network import CausalLM, build_network
+from .packing import Part, pack_model, packed_names
 
 Progress = Callable[[int, int], None]
 
@@ -63,6 +68,11 @@ class LoadPlan:
     places: dict[str, Placement]
     scales: dict[str, StoredTensor]
 
+    def dtype_of(self, place: Placement) -> torch.dtype:
+        """In which type a tensor is best held before it is rounded: its own, if that is a usual one."""
+        stored = _DTYPES[self.checkpoint.tensors[place.key].dtype]
+        return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
+
 
 def load_model(
     folder: Path,
@@ -70,6 +80,8 @@ def load_model(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: str = "none",
+    packed: bool = True,
     progress: Progress | None = None,
 ) -> CausalLM:
     """Return the network of `config` with the weights of `folder`, in eval mode and without gradients.
@@ -77,6 +89,9 @@ def load_model(
     Args:
         dtype: of the weights in memory; what is stored otherwise is converted, FP8 blocks are dequantized.
             Routers that are stored in fp32, and router biases, stay fp32.
+        quantization: "int8" or "int4" rounds weight matrices further, where the compiled kernels run them.
+        packed: let the compiled kernels take the matrices, where they can. False leaves ordinary parameters, for
+            training and for a look at the weights.
         progress: told the bytes read so far and the bytes in all, many times a second.
 
     Raises:
@@ -84,28 +99,45 @@ def load_model(
         OutOfMemoryError: the weights do not fit into the memory that is available on `device`.
     """
     plan = plan_load(folder, config)
-    _check_memory(plan.config, dtype, device)
-    model = _allocate(plan, dtype, device)
+    _check_memory(plan.config, dtype, quantization, device)
+    kind = packed_kind(dtype, quantization, device) if packed else None
+    model = build_network(plan.config).to(dtype).requires_grad_(False).eval()
+    apart = packed_names(model) if kind else set()
+    _allocate(model, plan, apart, device)
     parameters = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    by_file: dict[Path, list[StoredTensor]] = {path: [] for path in plan.checkpoint.files}
-    for key in plan.places:
-        stored = plan.checkpoint.tensors[key]
-        by_file[stored.path].append(stored)
-    done, total = 0, sum(stored.num_bytes for tensors in by_file.values() for stored in tensors)
-    with ThreadPoolExecutor(min(_MOST_READERS, hardware.default_threads())) as readers:
-        for path, tensors in by_file.items():
-            with open_file(path) as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-                pieces: list[_Piece] = []
-                for stored in sorted(tensors, key=lambda t: t.offset):
-                    place = plan.places[stored.name]
-                    target = place.part_of(parameters[place.parameter])
-                    pieces += _pieces(file, stored, plan.scales.get(stored.name), target)
-                for count in readers.map(_Piece.read, pieces):
-                    done += count
-                    if progress is not None:
-                        progress(done, total)
+    reader = _Reader(plan, progress)
+    by_file: dict[Path, list[Placement]] = {path: [] for path in plan.checkpoint.files}
+    to_pack: dict[str, list[Placement]] = {}
+    for key, place in plan.places.items():
+        if place.parameter in apart:
+            to_pack.setdefault(place.parameter, []).append(place)
+        else:
+            by_file[plan.checkpoint.tensors[key].path].append(place)
+    with reader:
+        for places in by_file.values():
+            for place in sorted(places, key=lambda p: plan.checkpoint.tensors[p.key].offset):
+                reader.read(place, place.part_of(parameters[place.parameter]))
+        if kind:
+            pack_model(model, kind, to_pack, plan.dtype_of, reader.read_part, reader.advance)
     return model
+
+
+def packed_kind(dtype: torch.dtype, quantization: str, device: torch.device) -> kernels.Kind | None:
+    """How matrices are stored for the compiled kernels; None where plain torch computes.
+
+    Raises:
+        ConfigError: quantization was asked for, and only the compiled kernels can do it.
+    """
+    quantized = quantization in ("int8", "int4")
+    if device.type != "cpu" or kernels.library() is None:
+        if quantized:
+            reason = "the device is not a CPU" if device.type != "cpu" else kernels.why_missing()
+            raise ConfigError(
+                f"quantization {quantization} needs the compiled CPU kernels, and {reason}.",
+                hint="Install g++, or use quantization none.",
+            )
+        return None
+    return cast("kernels.Kind", quantization if quantized else str(dtype).removeprefix("torch."))
 
 
 def plan_load(folder: Path, config: ModelConfig) -> LoadPlan:
@@ -200,8 +232,8 @@ def _refuse_unknown(checkpoint: Checkpoint, config: ModelConfig, used: set[str])
         )
 
 
-def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    needed, available = weight_bytes(config, dtype), available_bytes(device)
+def _check_memory(config: ModelConfig, dtype: torch.dtype, quantization: str, device: torch.device) -> None:
+    needed, available = weight_bytes(config, dtype, quantization), available_bytes(device)
     if needed > available:
         raise OutOfMemoryError(
             f"The weights take {needed / 2**30:.1f} GiB in {str(dtype).removeprefix('torch.')}; "
@@ -210,13 +242,21 @@ def _check_memory(config: ModelConfig, dtype: torch.dtype, device: torch.device)
         )
 
 
-def _allocate(plan: LoadPlan, dtype: torch.dtype, device: torch.device) -> CausalLM:
-    model = build_network(plan.config).to(dtype).requires_grad_(False).eval()
+def _allocate(model: CausalLM, plan: LoadPlan, apart: set[str], device: torch.device) -> None:
+    """Give every parameter but those in `apart` its memory."""
     for place in plan.places.values():
         stored_fp32 = plan.checkpoint.tensors[place.key].dtype == "F32"
         if place.kept_fp32 or (place.kept_fp32 is None and stored_fp32):
             _retype(model, place.parameter, torch.float32)
-    return model.to_empty(device=device)
+    for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+        if name in apart:
+            continue
+        owner_name, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(owner_name)
+        # Beside packed weights, biases are added in fp32.
+        dtype = torch.float32 if apart and leaf == "bias" else parameter.dtype
+        empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+        setattr(owner, leaf, nn.Parameter(empty, requires_grad=False) if isinstance(parameter, nn.Parameter) else empty)
 
 
 def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
@@ -225,6 +265,51 @@ def _retype(model: nn.Module, name: str, dtype: torch.dtype) -> None:
     old = getattr(owner, leaf)
     new = old.to(dtype)
     setattr(owner, leaf, nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new)
+
+
+class _Reader:
+    """Reads placed tensors, or parts of them, into memory; a context manager, because its threads end with it."""
+
+    def __init__(self, plan: LoadPlan, progress: Progress | None) -> None:
+        self._plan = plan
+        self._progress = progress
+        self._done = 0
+        self._total = sum(plan.checkpoint.tensors[key].num_bytes for key in plan.places)
+        self._threads = ThreadPoolExecutor(min(_MOST_READERS, hardware.default_threads()))
+        self._files: dict[Path, FileIO] = {}
+        self._closing = ExitStack()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._closing.close()
+
+    def read(self, place: Placement, target: Tensor) -> None:
+        """Read the whole tensor into `target` of its shape."""
+        for piece in self._pieces(place, 0, target):
+            self.advance(piece.read())
+
+    def read_part(self, part: Part, target: Tensor) -> int:
+        """Read rows of a tensor into `target [num_rows, columns]`; returns the bytes read."""
+        return sum(self._threads.map(_Piece.read, self._pieces(part.place, part.first_row, target)))
+
+    def advance(self, num_bytes: int) -> None:
+        """Count bytes as done and tell."""
+        self._done += num_bytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+    def _pieces(self, place: Placement, first_row: int, target: Tensor) -> list[_Piece]:
+        stored = self._plan.checkpoint.tensors[place.key]
+        with self._lock:
+            file = self._files.get(stored.path)
+            if file is None:
+                file = self._files[stored.path] = self._closing.enter_context(open_file(stored.path))
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        return list(_pieces(file, stored, self._plan.scales.get(stored.name), first_row, target))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,24 +341,28 @@ class _Piece:
         return values.nbytes
 
 
-def _pieces(file: FileIO, stored: StoredTensor, scale: StoredTensor | None, target: Tensor) -> Iterator[_Piece]:
+def _pieces(
+    file: FileIO, stored: StoredTensor, scale: StoredTensor | None, first_row: int, target: Tensor
+) -> Iterator[_Piece]:
+    """Cut the rows from `first_row` on, as many as `target` holds; of FP8 a multiple of its blocks' height."""
     if scale is None:
         flat, size = target.view(-1), _DTYPES[stored.dtype].itemsize
+        origin = stored.offset + first_row * (target.shape[-1] if target.dim() > 1 else 1) * size
         length = _BUFFER_BYTES // size
         for start in range(0, flat.numel(), length):
-            yield _Piece(file, stored, stored.offset + start * size, flat[start : start + length], None)
+            yield _Piece(file, stored, origin + start * size, flat[start : start + length], None)
         return
     factors = torch.empty(scale.shape, dtype=_DTYPES[scale.dtype])
     with open_file(scale.path) as scale_file:
         read_at(scale_file, scale.offset, _bytes_of(factors), scale)
     factors = factors.float().to(target.device)
-    rows, columns = stored.shape
-    block = kernels.FP8_BLOCK
+    (rows, columns), block = target.shape, kernels.FP8_BLOCK
     # A quarter of the buffer, because the dequantized values, in fp32, are four times as large.
     strip = max(_BUFFER_BYTES // 4 // max(columns, 1) // block, 1) * block
     for start in range(0, rows, strip):
-        of_strip = factors[start // block : (start + strip) // block]
-        yield _Piece(file, stored, stored.offset + start * columns, target[start : start + strip], of_strip)
+        at = first_row + start
+        of_strip = factors[at // block : -(-(at + strip) // block)]
+        yield _Piece(file, stored, stored.offset + at * columns, target[start : start + strip], of_strip)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

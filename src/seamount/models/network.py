@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .batch import Batch, Cache, CacheSpec
 from .config import ModelConfig
 from .layers import Angles, Attention, FeedForward, LatentAttention, MixtureOfExperts, RMSNorm
+from .linear import Linear
 from .rotary import Rotary
 
 
@@ -25,15 +26,17 @@ class DecoderLayer(nn.Module):
         self.self_attn = LatentAttention(config, config.latent) if config.latent else Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         experts = config.experts
-        self.mlp: nn.Module
+        self.mlp: FeedForward | MixtureOfExperts
         if experts is not None and index >= experts.num_dense_layers:
             self.mlp = MixtureOfExperts(config.hidden_size, experts, bias=config.mlp_bias)
         else:
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor, angles: Angles, batch: Batch, cache: tuple[Tensor, ...] | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), angles, batch, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, angles, batch, cache)
+        if isinstance(self.mlp, FeedForward):
+            return self.mlp(x, norm=self.post_attention_layernorm, add_to=x)
+        return self.mlp(x, self.post_attention_layernorm)
 
 
 class MtpBlock(nn.Module):
@@ -46,7 +49,7 @@ class MtpBlock(nn.Module):
         super().__init__()
         self.enorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.hnorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.eh_proj = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
+        self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size, bias=False)
         self.layer = DecoderLayer(config, index)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
@@ -73,7 +76,8 @@ class CausalLM(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.is_packed = False
         self.mtp = nn.ModuleList(MtpBlock(config, config.num_layers + i) for i in range(config.num_mtp_layers))
         rotated = config.latent.qk_rope_head_dim if config.latent else config.head_dim
         self.rotary = Rotary(config.rope, rotated)
@@ -86,7 +90,7 @@ class CausalLM(nn.Module):
     def hidden_states(self, batch: Batch, cache: Cache | None) -> Tensor:
         """Run all layers; return `[T, C]` before the final norm."""
         angles = self.rotary.angles(batch.positions)
-        x = self.embed_tokens(batch.token_ids)
+        x = self.embed(batch.token_ids)
         for index, layer in enumerate(self.layers):
             x = layer(x, angles, batch, None if cache is None else cache[index])
         return x
@@ -97,8 +101,14 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return fp32 logits `[N, vocab_size]` of normalised hidden states `[N, C]`."""
-        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return F.linear(hidden, weight).float()
+        if self.lm_head is None:
+            return F.linear(hidden, self.embed_tokens.weight).float()
+        return self.lm_head(hidden).float()
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Embeddings `[T, C]`: in fp32 where the layers are packed, whose activations are."""
+        x = self.embed_tokens(token_ids)
+        return x.float() if self.is_packed else x
 
     def mtp_hidden(self, hidden: Tensor, next_token_ids: Tensor, batch: Batch) -> Tensor:
         """Hidden states `[T, C]` of the first MTP block without a cache (training).
@@ -108,7 +118,7 @@ class CausalLM(nn.Module):
             next_token_ids: `[T]`, at each row the token that follows it; the block predicts the one after that.
         """
         angles = self.rotary.angles(batch.positions)
-        return self.mtp[0](hidden, self.embed_tokens(next_token_ids), angles, batch, None)
+        return self.mtp[0](hidden, self.embed(next_token_ids), angles, batch, None)
 
 
 def cache_spec(config: ModelConfig) -> CacheSpec:

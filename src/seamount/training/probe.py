@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from tokenizers import Tokenizer
 
-from seamount.models.batch import Batch, Cache
+from seamount.models.batch import Batch, Cache, Piece
 from seamount.models.network import CausalLM
 from seamount.training.corpus import render
 from seamount.training.evaluate import Cell, held_out_items, score
@@ -62,27 +62,11 @@ def _next_tokens(
 ) -> dict[int, int]:
     """Run the new tokens of the sequences that go on; updates `lengths` and returns each one's next token."""
     device = model.embed_tokens.weight.device
-    positions: list[int] = []
-    slots: list[int] = []
-    tables: list[torch.Tensor] = []
-    starts = [0]
+    pieces: list[Piece] = []
     for index, tokens in new.items():
-        places = range(lengths[index], lengths[index] + len(tokens))
-        positions += places
-        slots += [index * room * _BLOCK_TOKENS + place for place in places]
-        starts.append(starts[-1] + len(tokens))
+        pieces.append((tokens, lengths[index], range(index * room, (index + 1) * room)))
         lengths[index] += len(tokens)
-        num_blocks = -(-lengths[index] // _BLOCK_TOKENS)
-        tables.append(torch.arange(index * room, index * room + num_blocks, device=device))
-    batch = Batch(
-        token_ids=torch.tensor([t for tokens in new.values() for t in tokens], device=device),
-        positions=torch.tensor(positions, device=device),
-        query_starts=tuple(starts),
-        context_lens=tuple(lengths[index] for index in new),
-        slots=torch.tensor(slots, device=device),
-        block_tables=tuple(tables),
-        block_size=_BLOCK_TOKENS,
-    )
+    batch = Batch.over_cache(pieces, _BLOCK_TOKENS, device)
     hidden = model(batch, cache)
-    last = torch.tensor(starts[1:], device=device) - 1
+    last = torch.tensor(batch.query_starts[1:], device=device) - 1
     return dict(zip(new, model.logits(hidden[last]).argmax(dim=-1).tolist(), strict=True))

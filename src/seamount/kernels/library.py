@@ -1,0 +1,123 @@
+"""The compiled kernels: built from `native/` at first use, kept in the user's cache, loaded once per process.
+
+There is no prebuilt binary: the sources are part of the package, and the compiler of this machine makes the library
+within seconds. Its file name is a digest of the sources, flags and compiler, so an update builds anew and nothing
+stale is ever loaded. Where there is no compiler, `library()` is None, `why_missing()` says why, and callers use plain
+torch. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+from seamount.core.settings import cache_folder
+
+_SOURCES = Path(__file__).parent / "native"
+_COMMON = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"),
+    *("-mf16c", "-mfma"),
+)
+_AMX = (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+# By the end of a file's name: it is compiled for chips that have these, and runs on those only.
+_FLAGS = {"_avx2": _AVX2, "_avx512": _AVX512, "_amx": _AMX}
+ISA_NAMES = ("plain", "avx2", "avx512", "amx")
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, built if need be; None where it cannot be built (`why_missing` says why)."""
+    outcome = _open()
+    return outcome if isinstance(outcome, ctypes.CDLL) else None
+
+
+def why_missing() -> str:
+    """Why `library()` is None; empty when it is not."""
+    outcome = _open()
+    return outcome if isinstance(outcome, str) else ""
+
+
+@cache
+def isa_name() -> str:
+    """The instruction set that the library uses on this chip; empty where there is no library."""
+    found = library()
+    return "" if found is None else ISA_NAMES[found.seamount_choose_isa(len(ISA_NAMES) - 1)]
+
+
+@cache
+def _open() -> ctypes.CDLL | str:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        return "no C++ compiler was found (Debian: apt install g++)"
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        path = cache_folder() / "kernels" / f"seamount-{_digest(version)}.so"
+        if not path.exists():
+            _build(compiler, path)
+        found = ctypes.CDLL(str(path))
+    except (OSError, subprocess.CalledProcessError) as cause:
+        detail = getattr(cause, "stderr", "") or str(cause)
+        return f"the kernels could not be built or loaded: {detail.strip().splitlines()[0][:300] if detail else cause}"
+    found.seamount_choose_isa(len(ISA_NAMES) - 1)
+    return found
+
+
+def _digest(compiler_version: str) -> str:
+    digest = hashlib.sha256(repr((_COMMON, _FLAGS, compiler_version)).encode())
+    for source in sorted(_SOURCES.iterdir()):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:24]
+
+
+def _build(compiler: str, path: Path) -> None:
+    """Compile every source and link; the finished library appears under its name at once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_x86 = os.uname().machine in ("x86_64", "amd64")
+    # Baseline objects first: of an inline function compiled several times the linker keeps the first, and that one
+    # must run on every chip.
+    sources = sorted(_SOURCES.glob("*.cpp"), key=lambda s: (bool(_flags(s)), s.name))
+    if not is_x86:
+        sources = [s for s in sources if not _flags(s)]
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as work:
+        objects = [Path(work) / f"{source.stem}.o" for source in sources]
+        done = 0
+        _say(f"Compiling {len(sources)} kernel files for this machine (once) ...")
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            jobs = [
+                pool.submit(_run, [compiler, *_COMMON, *_flags(source), "-c", str(source), "-o", str(target)])
+                for source, target in zip(sources, objects, strict=True)
+            ]
+            for job in jobs:
+                job.result()
+                done += 1
+                _say(f"\r  {done} of {len(sources)}", end="")
+        _say("")
+        linked = Path(work) / "linked.so"
+        _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
+        os.replace(linked, path)
+    for old in path.parent.glob("seamount-*.so"):
+        if old != path:
+            old.unlink(missing_ok=True)
+
+
+def _flags(source: Path) -> tuple[str, ...]:
+    return next((flags for ending, flags in _FLAGS.items() if source.stem.endswith(ending)), ())
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def _say(text: str, end: str = "\n") -> None:
+    sys.stderr.write(text + end)
+    sys.stderr.flush()

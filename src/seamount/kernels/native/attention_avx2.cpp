@@ -1,0 +1,2 @@
+#define SEAMOUNT_TARGET avx2
+#include "attention.inc"

@@ -1,0 +1,106 @@
+// Packed weight matrices, packed rows of activations, and the functions that differ by instruction set.
+//
+// A weight [n, k] is cut into panels of 16 columns of the result (rows of the weight) and, for the 8- and 16-bit kinds,
+// into tiles of 16 rows x 64 bytes, one after the other:
+//
+//   int8  tile: k/4 (16) x column (16) x k%4 (4)           64 k
+//   bf16  tile: k/2 (16) x column (16) x k%2 (2)           32 k
+//   int4  tile: as int8, two rows in one: the low nibble holds row 2i, the high nibble row 2i + 1
+//   f32, f16  panel: k x column (16)
+//
+// It is what an AMX tile and `vpdpbusd` both read. Rows of activations lie in tiles of 16 rows x 64 bytes likewise.
+//
+// The sum over k is cut into chunks of a fixed length (`kChunkBytes` per row); within one it is exact (int8) or has the
+// order of the instruction (bf16), and chunks are added in order in fp32. So a row's result has the same bits whatever
+// other rows are computed with it.
+#pragma once
+
+#include "common.h"
+
+namespace seamount {
+
+constexpr int kPanel = 16;
+constexpr int kTileBytes = 1024;
+constexpr int64_t kChunkTiles = 32;
+constexpr int64_t kChunkBytes = kChunkTiles * 64;
+
+// The ABI with `kernels/native.py`: keep both in step.
+struct Matrix {
+    int32_t kind;
+    int32_t group;         // int4: k per group, 32 or a multiple of 64
+    int64_t n, k;          // outputs, inputs
+    const void* data;      // packed
+    const float* scale;    // int8, int4: per column, [n rounded up to 16]
+    const uint8_t* group_scale;  // int4: [panel][group][16] multipliers, then [16] zero levels
+    const float* bias;     // [n rounded up to 16], or null
+};
+
+inline bool is_tiled(int32_t kind) { return kind == kBF16 || kind == kInt8 || kind == kInt4; }
+inline int64_t tile_k(int32_t kind) { return kind == kBF16 ? 32 : 64; }
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+inline int64_t num_tiles(const Matrix& w) { return round_up(w.k, tile_k(w.kind)) / tile_k(w.kind); }
+inline int64_t num_panels(const Matrix& w) { return round_up(w.n, kPanel) / kPanel; }
+inline int64_t num_chunks(int64_t tiles) { return round_up(tiles, kChunkTiles) / kChunkTiles; }
+inline int64_t num_groups(const Matrix& w) { return round_up(w.k, w.group) / w.group; }
+inline int64_t panel_bytes(const Matrix& w) {
+    switch (w.kind) {
+        case kF32: return w.k * kPanel * 4;
+        case kF16: return w.k * kPanel * 2;
+        case kInt4: return num_tiles(w) * (kTileBytes / 2);
+        default: return num_tiles(w) * kTileBytes;
+    }
+}
+
+// Activations, ready to be multiplied. Tiled kinds: [m/16][tiles][16][64 bytes], zeros in what is padded; int8 with a
+// factor per row and chunk, [m rounded up to 16][chunks]. Others: fp32 [m][k].
+struct Rows {
+    int64_t m;
+    const void* data;
+    const float* scale;
+};
+inline int64_t rows_bytes(const Matrix& w, int64_t m) {
+    return is_tiled(w.kind) ? round_up(m, 16) * num_tiles(w) * 64 : m * w.k * 4;
+}
+inline int64_t rows_scales(const Matrix& w, int64_t m) { return round_up(m, 16) * num_chunks(num_tiles(w)); }
+
+// What is done to a row before it is multiplied.
+enum Prologue : int32_t { kNothing = 0, kRmsNorm = 1, kSwiglu = 2 };
+struct Source {
+    const float* x;
+    int64_t stride;
+    int32_t prologue;         // kSwiglu: x holds 2k columns, gate then up
+    const float* norm_weight; // kRmsNorm: [k]
+    float eps;
+};
+
+// Packs 16 rows of activations into `tile_row`'s place; `index[i]` is the source row of packed row i, -1 for none.
+using PrepareFn = void (*)(const Matrix&, const Source&, const int64_t* index, int64_t tile_row, void* data,
+                           float* scale, float* scratch);
+// out[rows, columns of panels first..last) = (add ? out : bias) + rows x weight, for all rows, on the calling thread.
+using MultiplyFn = void (*)(const Matrix&, const Rows&, float* out, int64_t out_stride, bool add, int64_t first_panel,
+                            int64_t last_panel, Scratch& scratch);
+// Packs panels first..last) of a weight whose rows lie at `source` (kind f32, f16 or bf16), and sets their scales.
+using PackFn = void (*)(const Matrix&, const void* source, int32_t source_kind, int64_t first_panel,
+                        int64_t last_panel);
+using NormFn = void (*)(const float* x, int64_t stride, const float* weight, float eps, int64_t rows, int64_t k,
+                        float* out);
+
+struct Functions {
+    PrepareFn prepare;
+    MultiplyFn multiply;
+    PackFn pack;
+    NormFn norm;
+    // out[0..n) += w * x[0..n)
+    void (*accumulate)(float* out, const float* x, float w, int64_t n);
+};
+extern const Functions* functions;
+
+namespace plain { extern const Functions table; }
+namespace avx2 { extern const Functions table; }
+namespace avx512 { extern const Functions table; }
+namespace amx {
+void multiply(const Matrix&, const Rows&, float* out, int64_t out_stride, bool add, int64_t first_panel,
+              int64_t last_panel, Scratch& scratch);
+}
+
+}  // namespace seamount

@@ -1,0 +1,2 @@
+#define SEAMOUNT_TARGET avx512
+#include "target.inc"

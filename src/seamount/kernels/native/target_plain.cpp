@@ -1,0 +1,2 @@
+#define SEAMOUNT_TARGET plain
+#include "target.inc"

@@ -1,0 +1,236 @@
+"""Weight matrices in the compiled kernels' layout, and products with them.
+
+Made by `models.packing` while a checkpoint is read, used by `models.linear` and `models.layers`. Activations are fp32
+in and out; what a matrix's kind rounds them to on the way is the kernel's business. A row's result has the same bits
+whatever other rows are in the call. Layouts are described in `native/matrix.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import c_float, c_int32, c_int64, c_void_p
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .library import library
+
+Kind = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+PANEL = 16
+DEFAULT_GROUP = 64
+_KINDS: dict[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
+_SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_NOTHING, _NORM, _SWIGLU = 0, 1, 2
+_PAGE = 4096
+# The kernels fetch a little ahead of what they read.
+_SLACK = 2 * _PAGE
+
+
+class _Matrix(ctypes.Structure):
+    """`struct Matrix` of native/matrix.h."""
+
+    _fields_ = [
+        ("kind", c_int32),
+        ("group", c_int32),
+        ("n", c_int64),
+        ("k", c_int64),
+        ("data", c_void_p),
+        ("scale", c_void_p),
+        ("group_scale", c_void_p),
+        ("bias", c_void_p),
+    ]
+
+
+class _Functions:
+    """The library's entry points with their argument types set once."""
+
+    def __init__(self, lib: ctypes.CDLL) -> None:
+        matrix = ctypes.POINTER(_Matrix)
+        self.linear = lib.seamount_linear
+        self.linear.argtypes = [
+            *(matrix, c_void_p, c_int64, c_int64, c_int32, c_void_p, c_float, c_void_p, c_int64, c_int32)
+        ]
+        self.linear_per_head = lib.seamount_linear_per_head
+        self.linear_per_head.argtypes = [
+            *(matrix, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64)
+        ]
+        self.experts = lib.seamount_experts
+        self.experts.argtypes = [
+            *(matrix, matrix, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64)
+        ]
+        self.pack = lib.seamount_pack
+        self.pack.argtypes = [matrix, c_void_p, c_int32, c_int64, c_int64]
+        self.packed_bytes = lib.seamount_packed_bytes
+        self.packed_bytes.argtypes, self.packed_bytes.restype = [matrix], c_int64
+        self.norm = lib.seamount_norm
+        self.norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
+        self.set_threads = lib.seamount_set_threads
+        self.set_threads.argtypes = [c_int32]
+        for function in vars(self).values():
+            if function is not self.packed_bytes:
+                function.restype = None
+
+
+_functions: _Functions | None = None
+
+
+def functions() -> _Functions:
+    """The entry points; raises RuntimeError where the library could not be built."""
+    global _functions
+    if _functions is None:
+        lib = library()
+        if lib is None:
+            raise RuntimeError("the compiled kernels are not there: ask library.why_missing()")
+        _functions = _Functions(lib)
+    return _functions
+
+
+class PackedMatrix:
+    """One weight `[num_outputs, num_inputs]`, packed.
+
+    Args:
+        kind: how weights are stored. int8: a scale per output; int4: that, and a multiplier and a zero level per
+            group of inputs. Rounding is to nearest.
+        group: int4 only: inputs per group, 32 or a multiple of 64.
+        bias: `[num_outputs]`, added to every product.
+    """
+
+    def __init__(
+        self, kind: Kind, num_outputs: int, num_inputs: int, *, group: int = DEFAULT_GROUP, bias: Tensor | None = None
+    ) -> None:
+        self.kind, self.num_outputs, self.num_inputs, self.group = kind, num_outputs, num_inputs, group
+        self._functions = functions()
+        self.struct = _Matrix(_KINDS[kind], group, num_outputs, num_inputs, None, None, None, None)
+        padded = -(-num_outputs // PANEL) * PANEL
+        num_bytes = int(self._functions.packed_bytes(self.struct))
+        self._data = torch.empty(num_bytes + _PAGE + _SLACK, dtype=torch.uint8)
+        self.struct.data = -(-self._data.data_ptr() // _PAGE) * _PAGE
+        self.num_bytes = num_bytes
+        if kind in ("int8", "int4"):
+            self._scale = torch.zeros(padded)
+            self.struct.scale = self._scale.data_ptr()
+            self.num_bytes += self._scale.nbytes
+        if kind == "int4":
+            num_groups = -(-num_inputs // group)
+            self._group_scale = torch.zeros(padded // PANEL * num_groups * 2 * PANEL, dtype=torch.uint8)
+            self.struct.group_scale = self._group_scale.data_ptr()
+            self.num_bytes += self._group_scale.nbytes
+        if bias is not None:
+            self._bias = torch.zeros(padded)
+            self._bias[:num_outputs] = bias
+            self.struct.bias = self._bias.data_ptr()
+
+    def pack_rows(self, start: int, rows: Tensor) -> None:
+        """Pack `rows [R, num_inputs]` (fp32, fp16 or bf16, contiguous) as outputs `start` to `start + R`.
+
+        `start` is a multiple of 16, and so is R unless these are the last outputs.
+        """
+        stop = start + rows.shape[0]
+        last = stop == self.num_outputs
+        if start % PANEL or (stop % PANEL and not last) or rows.shape[1] != self.num_inputs or not rows.is_contiguous():
+            raise ValueError(f"rows {start}:{stop} of shape {list(rows.shape)} cannot be packed by themselves")
+        # The kernel counts rows from the matrix's first one.
+        origin = rows.data_ptr() - start * self.num_inputs * rows.element_size()
+        self._functions.pack(self.struct, origin, _SOURCES[rows.dtype], start // PANEL, -(-stop // PANEL))
+
+    def multiply(
+        self,
+        x: Tensor,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        gated: bool = False,
+        add_to: Tensor | None = None,
+    ) -> Tensor:
+        """`x [T, num_inputs] @ weight.T + bias`, fp32.
+
+        Args:
+            x: fp32; with `gated`, `[T, 2 * num_inputs]`: `silu(first half) * second half` is multiplied.
+            norm: fp32 `[num_inputs]`: x is RMS-normalised with this weight and `eps` first.
+            add_to: fp32 `[T, num_outputs]`: the product is added to it in place, and it is returned.
+        """
+        num_tokens = x.shape[0]
+        if x.dtype != torch.float32 or x.stride(1) != 1 or x.shape[1] != self.num_inputs * (2 if gated else 1):
+            raise ValueError(f"rows of shape {list(x.shape)} and {x.dtype} do not fit {self.num_inputs} inputs")
+        out = torch.empty(num_tokens, self.num_outputs) if add_to is None else add_to
+        self._functions.linear(
+            self.struct,
+            x.data_ptr(),
+            x.stride(0),
+            num_tokens,
+            _NORM if norm is not None else _SWIGLU if gated else _NOTHING,
+            None if norm is None else norm.data_ptr(),
+            eps,
+            out.data_ptr(),
+            out.stride(0),
+            add_to is not None,
+        )
+        return out
+
+
+class PackedStack:
+    """Matrices of one shape and kind: the experts of a layer, or the heads of an attention.
+
+    Args:
+        matrices: not empty, all alike.
+    """
+
+    def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
+        self.matrices = tuple(matrices)
+        self.structs = (_Matrix * len(matrices))(*(m.struct for m in matrices))
+        self.num_bytes = sum(m.num_bytes for m in matrices)
+        self._functions = functions()
+
+    def multiply_heads(self, x: Tensor, out: Tensor) -> None:
+        """`out[t, h, :n] = matrices[h] @ x[t, h, :k]`; both fp32 `[T, H, ...]` with unit stride in the last axis.
+
+        Columns of `out` past n are left alone.
+        """
+        self._functions.linear_per_head(
+            self.structs,
+            len(self.matrices),
+            x.data_ptr(),
+            x.stride(0),
+            x.stride(1),
+            x.shape[0],
+            out.data_ptr(),
+            out.stride(0),
+            out.stride(1),
+        )
+
+
+def run_packed_experts(
+    x: Tensor, weights: Tensor, ids: Tensor, gate_up: PackedStack, down: PackedStack, out: Tensor
+) -> None:
+    """Add the routed experts' weighted sum to `out`: what `reference.run_experts` means, fused.
+
+    Args:
+        x: fp32 `[T, C]`; weights: fp32 `[T, A]`; ids: int32 `[T, A]`; out: fp32 `[T, C]`.
+    """
+    functions().experts(
+        gate_up.structs,
+        down.structs,
+        len(gate_up.matrices),
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[0],
+        weights.data_ptr(),
+        ids.data_ptr(),
+        ids.shape[1],
+        out.data_ptr(),
+        out.stride(0),
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`reference.rms_norm` of fp32 rows `[T, C]`."""
+    out = torch.empty(x.shape)
+    functions().norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, x.shape[0], x.shape[1], out.data_ptr())
+    return out
+
+
+def set_threads(count: int) -> None:
+    """Threads that the kernels use from now on, the caller's included."""
+    functions().set_threads(count)
