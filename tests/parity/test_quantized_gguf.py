@@ -19,6 +19,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import load_file, save_file
 from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from seamount.core.errors import CheckpointError, UnsupportedModelError
 from seamount.models.config import ModelConfig
@@ -268,6 +269,24 @@ def test_quantized_tensors_are_near(
         values = found.dequantize() if isinstance(found, GroupQuantized) else found
         assert (values - original[key]).norm() <= tolerance * original[key].norm(), key
     assert (num_grouped > 10) == (kind in (Kind.Q4_0, Kind.Q4_1))
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0, Kind.Q4_1])
+def test_transformers_reads_the_same_weights(
+    name: str, kind: Kind, write_checkpoint: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The converter above is right about the format: its files mean the same to another reader."""
+    reference, arguments = CASES[name]
+    folder, model = write_checkpoint(reference(**arguments), seed=5)
+    convert(folder, tmp_path / "model.gguf", kind)
+    theirs = load_gguf_checkpoint(tmp_path / "model.gguf", return_tensors=True, model_to_load=model)["tensors"]
+    entries = opened(tmp_path / "model.gguf")[1]
+    assert set(entries) == set(theirs)
+    for key, entry in entries.items():
+        found = read_rows(entry)
+        values = found.dequantize() if isinstance(found, GroupQuantized) else found
+        torch.testing.assert_close(values, theirs[key], rtol=1e-5, atol=1e-6)
 
 
 def test_old_deepseek_files_with_one_expanding_matrix(write_checkpoint: Callable[..., Any], tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ PANEL = 16
 DEFAULT_GROUP = 64
 _KINDS: dict[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
 _SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_NOTHING, _NORM, _SWIGLU = 0, 1, 2
 _PAGE = 4096
 # The kernels fetch a little ahead of what they read.
 _SLACK = 2 * _PAGE
@@ -34,6 +33,7 @@ class _Matrix(ctypes.Structure):
     _fields_ = [
         ("kind", c_int32),
         ("group", c_int32),
+        ("gated", c_int32),
         ("n", c_int64),
         ("k", c_int64),
         ("data", c_void_p),
@@ -50,7 +50,7 @@ class _Functions:
         matrix = ctypes.POINTER(_Matrix)
         self.linear = lib.seamount_linear
         self.linear.argtypes = [
-            *(matrix, c_void_p, c_int64, c_int64, c_int32, c_void_p, c_float, c_void_p, c_int64, c_int32)
+            *(matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int32)
         ]
         self.linear_per_head = lib.seamount_linear_per_head
         self.linear_per_head.argtypes = [
@@ -94,16 +94,33 @@ class PackedMatrix:
         kind: how weights are stored. int8: a scale per output; int4: that, and a multiplier and a zero level per
             group of inputs. Rounding is to nearest.
         group: int4 only: inputs per group, 32 or a multiple of 64.
-        bias: `[num_outputs]`, added to every product.
+        gated: the first half of the outputs are gates: the product is `silu(first half) * second half`.
+        bias: `[num_outputs]`, added to every product (before gating).
     """
 
     def __init__(
-        self, kind: Kind, num_outputs: int, num_inputs: int, *, group: int = DEFAULT_GROUP, bias: Tensor | None = None
+        self,
+        kind: Kind,
+        num_outputs: int,
+        num_inputs: int,
+        *,
+        group: int = DEFAULT_GROUP,
+        gated: bool = False,
+        bias: Tensor | None = None,
     ) -> None:
-        self.kind, self.num_outputs, self.num_inputs, self.group = kind, num_outputs, num_inputs, group
+        self.kind, self.num_outputs, self.num_inputs, self.group, self.gated = (
+            kind,
+            num_outputs,
+            num_inputs,
+            group,
+            gated,
+        )
+        self.width = num_outputs // 2 if gated else num_outputs
         self._functions = functions()
-        self.struct = _Matrix(_KINDS[kind], group, num_outputs, num_inputs, None, None, None, None)
-        padded = -(-num_outputs // PANEL) * PANEL
+        self.struct = _Matrix(_KINDS[kind], group, gated, num_outputs, num_inputs, None, None, None, None)
+        num_panels = -(-self.width // PANEL) * (2 if gated else 1)
+        self._num_panels = num_panels
+        padded = num_panels * PANEL
         num_bytes = int(self._functions.packed_bytes(self.struct))
         self._data = torch.empty(num_bytes + _PAGE + _SLACK, dtype=torch.uint8)
         self.struct.data = -(-self._data.data_ptr() // _PAGE) * _PAGE
@@ -118,22 +135,24 @@ class PackedMatrix:
             self.struct.group_scale = self._group_scale.data_ptr()
             self.num_bytes += self._group_scale.nbytes
         if bias is not None:
-            self._bias = torch.zeros(padded)
-            self._bias[:num_outputs] = bias
+            self._bias = self._packed_order(bias)
             self.struct.bias = self._bias.data_ptr()
 
     def pack_rows(self, start: int, rows: Tensor) -> None:
         """Pack `rows [R, num_inputs]` (fp32, fp16 or bf16, contiguous) as outputs `start` to `start + R`.
 
-        `start` is a multiple of 16, and so is R unless these are the last outputs.
+        `start` is a multiple of 16, and so is R unless these are the last outputs; a gated matrix is packed as a whole.
         """
         stop = start + rows.shape[0]
         last = stop == self.num_outputs
-        if start % PANEL or (stop % PANEL and not last) or rows.shape[1] != self.num_inputs or not rows.is_contiguous():
+        whole = last and start == 0
+        fits = rows.shape[1] == self.num_inputs and rows.is_contiguous() and (whole or not self.gated)
+        if start % PANEL or (stop % PANEL and not last) or not fits:
             raise ValueError(f"rows {start}:{stop} of shape {list(rows.shape)} cannot be packed by themselves")
         # The kernel counts rows from the matrix's first one.
         origin = rows.data_ptr() - start * self.num_inputs * rows.element_size()
-        self._functions.pack(self.struct, origin, _SOURCES[rows.dtype], start // PANEL, -(-stop // PANEL))
+        last_panel = self._num_panels if last else stop // PANEL
+        self._functions.pack(self.struct, origin, _SOURCES[rows.dtype], start // PANEL, last_panel)
 
     def multiply(
         self,
@@ -141,26 +160,23 @@ class PackedMatrix:
         *,
         norm: Tensor | None = None,
         eps: float = 0.0,
-        gated: bool = False,
         add_to: Tensor | None = None,
     ) -> Tensor:
-        """`x [T, num_inputs] @ weight.T + bias`, fp32.
+        """`x [T, num_inputs] @ weight.T + bias`, gated where the matrix is; fp32 `[T, width]`.
 
         Args:
-            x: fp32; with `gated`, `[T, 2 * num_inputs]`: `silu(first half) * second half` is multiplied.
             norm: fp32 `[num_inputs]`: x is RMS-normalised with this weight and `eps` first.
-            add_to: fp32 `[T, num_outputs]`: the product is added to it in place, and it is returned.
+            add_to: fp32 `[T, width]`: the product is added to it in place, and it is returned. Not with gates.
         """
         num_tokens = x.shape[0]
-        if x.dtype != torch.float32 or x.stride(1) != 1 or x.shape[1] != self.num_inputs * (2 if gated else 1):
+        if x.dtype != torch.float32 or x.stride(1) != 1 or x.shape[1] != self.num_inputs:
             raise ValueError(f"rows of shape {list(x.shape)} and {x.dtype} do not fit {self.num_inputs} inputs")
-        out = torch.empty(num_tokens, self.num_outputs) if add_to is None else add_to
+        out = torch.empty(num_tokens, self.width) if add_to is None else add_to
         self._functions.linear(
             self.struct,
             x.data_ptr(),
             x.stride(0),
             num_tokens,
-            _NORM if norm is not None else _SWIGLU if gated else _NOTHING,
             None if norm is None else norm.data_ptr(),
             eps,
             out.data_ptr(),
@@ -168,6 +184,14 @@ class PackedMatrix:
             add_to is not None,
         )
         return out
+
+
+    def _packed_order(self, values: Tensor) -> Tensor:
+        """One fp32 number per output, as the panels want them: `[panels * 16]`."""
+        halves = values.float().view(2 if self.gated else 1, -1)
+        padded = torch.zeros(halves.shape[0], -(-self.width // PANEL) * PANEL)
+        padded[:, : self.width] = halves
+        return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).flatten().contiguous()
 
 
 class PackedStack:

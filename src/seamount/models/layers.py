@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, *, norm: RMSNorm | None = None, add_to: Tensor) -> Tensor:
         """Return `add_to` plus the network of x, normed first where `norm` is given."""
-        return self.down_proj(self.gate_up_proj(x, norm=norm), gated=True, add_to=add_to)
+        return self.down_proj(self.gate_up_proj(x, norm=norm, gated=True), add_to=add_to)
 
 
 class Attention(nn.Module):

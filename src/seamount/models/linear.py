@@ -38,18 +38,18 @@ class Linear(nn.Linear):
 
         Args:
             norm: applied to x first.
-            gated: `x [T, 2 * in_features]` is a gate half and an up half; `silu(gate) * up` is multiplied.
+            gated: the outputs are a gate half and an up half; `silu(gate) * up` `[T, out_features / 2]` is returned.
             add_to: `[T, out_features]`, added to the result; a packed layer writes it in place.
         """
         if self.packed is not None:
             if norm is not None:
                 return self.packed.multiply(x, norm=norm.weight, eps=norm.eps, add_to=add_to)
-            return self.packed.multiply(x, gated=gated, add_to=add_to)
+            return self.packed.multiply(x, add_to=add_to)
         if norm is not None:
             x = norm(x)
-        if gated:
-            x = kernels.swiglu(x)
         out = F.linear(x, self.weight, self.bias)
+        if gated:
+            out = kernels.swiglu(out)
         return out if add_to is None else add_to + out
 
     def use_packed(self, matrix: kernels.PackedMatrix) -> None:

@@ -6,9 +6,13 @@ has, and both follow from the config.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from seamount import kernels
 
 from .batch import Batch, Cache, CacheSpec
 from .config import ModelConfig
@@ -42,7 +46,8 @@ class DecoderLayer(nn.Module):
 class MtpBlock(nn.Module):
     """One multi-token-prediction block (arXiv 2412.19437, section 2.2): guesses one token further than the head.
 
-    It shares embedding and head with the model; `forward` returns hidden states ready for `CausalLM.logits`.
+    It shares embedding and head with the model; `forward` returns hidden states ready for `CausalLM.logits`. Its
+    input at a position is made of the model's hidden state there and of the token that follows (`join`).
     """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
@@ -53,16 +58,25 @@ class MtpBlock(nn.Module):
         self.layer = DecoderLayer(config, index)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self,
-        hidden: Tensor,
-        next_embeddings: Tensor,
-        angles: Angles,
-        batch: Batch,
-        cache: tuple[Tensor, ...] | None,
-    ) -> Tensor:
-        joined = torch.cat((self.enorm(next_embeddings), self.hnorm(hidden)), dim=-1)
-        return self.norm(self.layer(self.eh_proj(joined), angles, batch, cache))
+    def join(self, hidden: Tensor, next_embeddings: Tensor) -> Tensor:
+        """Return the layer's input `[T, C]` for hidden states and embeddings `[T, C]`."""
+        return self.eh_proj(torch.cat((self.enorm(next_embeddings), self.hnorm(hidden)), dim=-1))
+
+    def forward(self, x: Tensor, angles: Angles, batch: Batch, cache: tuple[Tensor, ...] | None) -> Tensor:
+        """Run the layer over what `join` returned, which a packed layer changes."""
+        return self.norm(self.layer(x, angles, batch, cache))
+
+    def fill(self, x: Tensor, angles: Angles, slots: Tensor, cache: tuple[Tensor, ...]) -> None:
+        """Write what the layer's attention keeps of `x` to `slots`, and compute nothing more; x is not changed."""
+        attention = self.layer.self_attn
+        if not isinstance(attention, LatentAttention):
+            raise TypeError(f"an MTP block attends by latents, not by {type(attention).__name__}")
+        widths = attention.latent
+        compressed = attention.kv_a_proj_with_mqa(x, norm=self.layer.input_layernorm)
+        latent, key = compressed.split((widths.kv_lora_rank, widths.qk_rope_head_dim), dim=-1)
+        latent = attention.kv_a_layernorm(latent.contiguous())
+        key = kernels.apply_rotary(key.unsqueeze(1), *angles, interleaved=widths.interleaved).squeeze(1)
+        kernels.write_cache(cache[0], slots, torch.cat((latent, key), dim=-1))
 
 
 class CausalLM(nn.Module):
@@ -84,7 +98,7 @@ class CausalLM(nn.Module):
 
     @property
     def cache_spec(self) -> CacheSpec:
-        """What the ordinary layers keep per token."""
+        """What the layers keep per token."""
         return cache_spec(self.config)
 
     def hidden_states(self, batch: Batch, cache: Cache | None) -> Tensor:
@@ -117,16 +131,42 @@ class CausalLM(nn.Module):
             hidden: `[T, C]` from `forward`, after the final norm: what the released MTP weights were trained on.
             next_token_ids: `[T]`, at each row the token that follows it; the block predicts the one after that.
         """
-        angles = self.rotary.angles(batch.positions)
-        return self.mtp[0](hidden, self.embed(next_token_ids), angles, batch, None)
+        return self._mtp(self.mtp_join(hidden, next_token_ids), self.rotary.angles(batch.positions), batch, None)
+
+    def mtp_join(self, hidden: Tensor, next_token_ids: Tensor) -> Tensor:
+        """Input `[T, C]` of the first MTP block; see `mtp_hidden` for the arguments."""
+        return self._mtp.join(hidden, self.embed(next_token_ids))
+
+    def mtp_fill(self, joined: Tensor, batch: Batch, cache: Cache) -> None:
+        """Write what the first MTP block keeps of each row of `batch`, so that later rows can attend to it.
+
+        Args:
+            joined: `[T, C]` from `mtp_join`; not changed.
+        """
+        if batch.cached is None:
+            raise ValueError("the batch has no place in a cache")
+        self._mtp.fill(joined, self.rotary.angles(batch.positions), batch.cached.slots, cache[self.config.num_layers])
+
+    def mtp_guess(self, joined: Tensor, batch: Batch, cache: Cache) -> Tensor:
+        """Hidden states `[T, C]` of the first MTP block, which attends to its cache and writes to it.
+
+        Args:
+            joined: `[T, C]` from `mtp_join`; changed.
+        """
+        return self._mtp(joined, self.rotary.angles(batch.positions), batch, cache[self.config.num_layers])
+
+    @property
+    def _mtp(self) -> MtpBlock:
+        return cast("MtpBlock", self.mtp[0])
 
 
 def cache_spec(config: ModelConfig) -> CacheSpec:
-    """What a model of this config caches per token."""
+    """What a model of this config caches per token; one layer more, the last, is its first MTP block's."""
+    num_layers = config.num_layers + min(config.num_mtp_layers, 1)
     if config.latent:
-        return CacheSpec(config.num_layers, ((config.latent.kv_lora_rank + config.latent.qk_rope_head_dim,),))
+        return CacheSpec(num_layers, ((config.latent.kv_lora_rank + config.latent.qk_rope_head_dim,),))
     shape = (config.num_kv_heads, config.head_dim)
-    return CacheSpec(config.num_layers, (shape, shape))
+    return CacheSpec(num_layers, (shape, shape))
 
 
 def build_network(config: ModelConfig) -> CausalLM:

@@ -170,16 +170,17 @@ class _Maker:
         parts: tuple[Part, ...] | None = None,
     ) -> _Job:
         matrix: list[PackedMatrix] = []
+        gated = parameter.removesuffix(".weight").endswith("gate_up_proj")
 
         def pack(start: int, rows: Tensor) -> None:
             if not matrix:
-                matrix.append(PackedMatrix(kind, *shape, bias=bias))
+                matrix.append(PackedMatrix(kind, *shape, gated=gated, bias=bias))
             _pack_rows(matrix[0], start, rows, parameter)
             if start + rows.shape[0] == shape[0]:
                 done(matrix[0])
 
         parts = parts or _whole_parts(self._places[parameter])
-        return _Job(shape, parts, self._widest(parts), pack)
+        return _Job(shape, parts, self._widest(parts), pack, at_once=gated)
 
     def _experts(self, name: str, module: Experts) -> Iterator[_Job]:
         num_experts, double, width = module.gate_up_proj.shape

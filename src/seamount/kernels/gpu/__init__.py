@@ -4,7 +4,8 @@
 imports Triton. Operations without a kernel here are the reference's. `add_rms_norm`, `latent_rotate_and_cache` and
 `router_logits` join what a step does one after the other.
 
-Tested against `reference` in Triton's interpreter and compiled for sm_90. Never run on a GPU.
+Every launch says whether products and sums may be fused, because the default differs between versions of Triton, and
+with it the last bits. Tested against `reference` in Triton's interpreter and compiled for sm_90. Never run on a GPU.
 """
 
 from seamount.kernels.reference import causal_attention, dequantize_fp8_blocks

@@ -101,6 +101,7 @@ def _plan(ids: Tensor, num_experts: int) -> _Plan:
         E_PAD=triton.next_power_of_2(num_experts),
         N_PAD=triton.next_power_of_2(num_choices),
         ROWS=rows,
+        enable_fp_fusion=True,
     )
     return _Plan(order, expert, first, end, num_tiles, rows)
 
@@ -267,6 +268,7 @@ def run_experts(
         DEPTH=depth,
         num_warps=4,
         num_stages=stages,
+        enable_fp_fusion=True,
     )
     columns = 32 if few else 128
     _down_kernel[(num_tiles, triton.cdiv(width, columns))](
@@ -281,6 +283,7 @@ def run_experts(
         DEPTH=depth,
         num_warps=4,
         num_stages=stages,
+        enable_fp_fusion=True,
     )
     block = min(512, triton.next_power_of_2(width))
     _sum_kernel[(num_tokens, triton.cdiv(width, block))](
@@ -293,5 +296,6 @@ def run_experts(
         WIDTH=width,
         BLOCK=block,
         ADD=plus is not None,
+        enable_fp_fusion=True,
     )
     return out

@@ -282,6 +282,7 @@ def _decode(
         DV_PAD=triton.next_power_of_2(width),
         KEYS=tiling.keys,
         SPLITS=NUM_SPLITS,
+        enable_fp_fusion=True,
     )
 
 
@@ -347,6 +348,7 @@ def _launch(
         VALUE_IS_KEY=v is None,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
+        enable_fp_fusion=True,
     )
 
 

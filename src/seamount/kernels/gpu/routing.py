@@ -52,6 +52,7 @@ def router_logits(x: Tensor, weight: Tensor) -> Tensor:
             WIDTH=width,
             EXPERTS=block,
             DEPTH=min(512, triton.next_power_of_2(width)),
+            enable_fp_fusion=True,
         )
     return out
 
@@ -170,5 +171,6 @@ def _route(
             SIGMOID=bias is not None,
             NORMALIZE=normalize,
             num_warps=1,
+            enable_fp_fusion=True,
         )
     return weights, ids

@@ -83,6 +83,7 @@ def _launch_norm(
             WIDTH_PAD=triton.next_power_of_2(width),
             ADD=add,
             num_warps=8 if width > 2048 else 4,
+            enable_fp_fusion=True,
         )
 
 
@@ -105,7 +106,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
     out = torch.empty(flat.shape[0], width, dtype=gate_up.dtype, device=gate_up.device)
     block = min(1024, triton.next_power_of_2(width))
     if out.numel():
-        _swiglu_kernel[(flat.shape[0], triton.cdiv(width, block))](flat, out, flat.stride(0), WIDTH=width, BLOCK=block)
+        _swiglu_kernel[(flat.shape[0], triton.cdiv(width, block))](
+            flat, out, flat.stride(0), WIDTH=width, BLOCK=block, enable_fp_fusion=True
+        )
     return out.view(*gate_up.shape[:-1], width)
 
 
@@ -185,6 +188,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> T
             HALF_PAD=triton.next_power_of_2(width // 2),
             INTERLEAVED=interleaved,
             num_warps=1,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -208,7 +212,14 @@ def write_cache(cache: Tensor, slots: Tensor, values: Tensor) -> None:
     block = min(1024, triton.next_power_of_2(width))
     if num_rows:
         _write_kernel[(num_rows, triton.cdiv(width, block))](
-            cache, slots, flat, cache.stride(0), flat.stride(0), WIDTH=width, BLOCK=block
+            cache,
+            slots,
+            flat,
+            cache.stride(0),
+            flat.stride(0),
+            WIDTH=width,
+            BLOCK=block,
+            enable_fp_fusion=True,
         )
 
 
@@ -282,6 +293,7 @@ def rotate_and_cache(
             HALF_PAD=triton.next_power_of_2(width // 2),
             NORMED=norms is not None,
             num_warps=1,
+            enable_fp_fusion=True,
         )
     return out
 
@@ -372,5 +384,6 @@ def latent_rotate_and_cache(
             RANK_PAD=triton.next_power_of_2(rank),
             INTERLEAVED=interleaved,
             num_warps=1,
+            enable_fp_fusion=True,
         )
     return out

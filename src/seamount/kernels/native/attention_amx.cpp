@@ -20,6 +20,8 @@ namespace {
 
 constexpr int kTile = 1024;
 constexpr int kKeyGroups = kSplit / 16;
+constexpr int kFewRows = 32;  // up to these many, memory is what a unit waits for
+constexpr int kAhead = 64;    // rows of the cache that are fetched before their use
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -42,7 +44,7 @@ struct Work {
     KeyGroup groups[kKeyGroups];
 };
 
-int row_limit(const Attention& a) { return a.width + a.value_width <= 512 ? 128 : 64; }
+int row_limit(const Attention& a) { return a.width + a.value_width <= 512 ? 256 : 64; }
 
 // Cuts scratch into pieces; with no scratch, only measures.
 size_t lay_out(const Attention& a, char* scratch, Work& w) {
@@ -61,7 +63,7 @@ size_t lay_out(const Attention& a, char* scratch, Work& w) {
     w.scores = reinterpret_cast<float*>(take(2 * kSplit * 64));
     w.spare = reinterpret_cast<float*>(take(32 * size_t(w.columns) * 4));
     w.visible = reinterpret_cast<int32_t*>(take(size_t(row_limit(a)) * 4));
-    w.slots = reinterpret_cast<int64_t*>(take(kSplit * 8));
+    w.slots = reinterpret_cast<int64_t*>(take((kSplit + kAhead) * 8));
     return used;
 }
 
@@ -166,12 +168,56 @@ void softmax(const float* scores, int num_keys, const int32_t* visible_keys, flo
     _mm512_store_ps(sums, sum);
 }
 
+// Fetches rows of the cache into the second-level cache ahead of their use: the values of a split, then its keys, then
+// the values of the next split. Where values are a part of the keys, only the keys.
+class Fetcher {
+   public:
+    Fetcher(const Attention& a, const Unit& unit, const Work& w, int count, int known)
+        : slots_(w.slots), count_(count), shared_(a.keys == a.values) {
+        keys_ = {static_cast<const char*>(a.keys) + int64_t(unit.kv_head) * a.width * 2, a.key_stride * 2,
+                 (a.width * 2 + 63) / 64};
+        values_ = {static_cast<const char*>(a.values) + int64_t(unit.kv_head) * a.value_width * 2, a.value_stride * 2,
+                   (a.value_width * 2 + 63) / 64};
+        if (shared_) values_ = keys_;
+        end_ = (shared_ ? count : 2 * count) + known - count;
+    }
+    // Fetches rows up to `ahead` of row `row`: values are rows from 0 on, keys come behind them.
+    void reach(int row) {
+        for (const int end = std::min(row, end_); next_ < end; next_++) {
+            if (next_ < count_)
+                fetch(values_, slots_[next_]);
+            else if (!shared_ && next_ < 2 * count_)
+                fetch(keys_, slots_[next_ - count_]);
+            else
+                fetch(values_, slots_[next_ - (shared_ ? 0 : count_)]);
+        }
+    }
+    void skip(int row) { next_ = std::max(next_, row); }
+
+   private:
+    struct Rows {
+        const char* first;
+        int64_t stride;
+        int lines;
+    };
+    static void fetch(const Rows& rows, int64_t slot) {
+        const char* line = rows.first + slot * rows.stride;
+        for (int i = 0; i < rows.lines; i++) _mm_prefetch(line + 64 * i, _MM_HINT_T1);
+    }
+
+    const int64_t* slots_;
+    Rows keys_, values_;
+    int count_, end_, next_ = 0;
+    bool shared_;
+};
+
 // Scores of `num_groups` (a multiple of 2) groups of 16 keys for one or two row groups.
 template <int kRowGroups>
-void score(const Work& w, const char* queries, int num_groups) {
+void score(const Work& w, const char* queries, int num_groups, int count, Fetcher& fetcher) {
     const char* more_queries = queries + w.steps * kTile;
     float* more_scores = w.scores + kSplit * 16;
     for (int g = 0; g < num_groups; g += 2) {
+        fetcher.reach(count + 16 * g + 32 + kAhead);
         const char *first = static_cast<const char*>(w.groups[g].data), *second = static_cast<const char*>(w.groups[g + 1].data);
         const size_t first_stride = w.groups[g].stride, second_stride = w.groups[g + 1].stride;
         _tile_zero(0);
@@ -235,24 +281,35 @@ void mix(const Work& w, int num_chunks, float* out) {
     }
 }
 
+inline __mmask32 not_finite(__m512i x) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent);
+}
+
 // Interleaves values of pairs of keys; keys from `count` on are zeros. Returns whether all values of the keys that only
 // some rows see, those from `seen_by_all` on, are finite.
-bool pack_values(const Attention& a, const Unit& unit, const Work& w, int count, int seen_by_all) {
+bool pack_values(const Attention& a, const Unit& unit, const Work& w, int count, int seen_by_all, Fetcher* fetcher) {
     const uint16_t* base = static_cast<const uint16_t*>(a.values) + int64_t(unit.kv_head) * a.value_width;
-    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    const size_t chunk_bytes = size_t(w.columns / 16) * kTile;
     __mmask32 bad = 0;
     for (int key = 0; key < round_to(count, 32); key += 2) {
+        if (fetcher) fetcher->reach(key + 2 + kAhead);
         const uint16_t* even = base + w.slots[std::min(key, count - 1)] * a.value_stride;
         const uint16_t* odd = base + w.slots[std::min(key + 1, count - 1)] * a.value_stride;
-        char* to = w.values + size_t(key / 32) * size_t(w.columns / 16) * kTile + key % 32 / 2 * 64;
-        for (int column = 0; column < w.columns; column += 32, to += 2 * kTile) {
+        char* to = w.values + size_t(key / 32) * chunk_bytes + key % 32 / 2 * 64;
+        int column = 0;
+        if (key + 1 < count && key + 1 < seen_by_all)
+            for (; column + 32 <= a.value_width; column += 32, to += 2 * kTile) {
+                const __m512i x = _mm512_loadu_si512(even + column), y = _mm512_loadu_si512(odd + column);
+                _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
+                _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
+            }
+        for (; column < w.columns; column += 32, to += 2 * kTile) {
             const int width = std::min(32, a.value_width - column);
             const __mmask32 part = width == 32 ? ~0u : (1u << width) - 1;
             const __m512i x = _mm512_maskz_loadu_epi16(key < count ? part : 0, even + column);
             const __m512i y = _mm512_maskz_loadu_epi16(key + 1 < count ? part : 0, odd + column);
-            if (key + 1 >= seen_by_all)
-                bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent) |
-                       _mm512_cmpeq_epi16_mask(_mm512_and_si512(y, exponent), exponent);
+            if (key + 1 >= seen_by_all) bad |= not_finite(x) | not_finite(y);
             _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
             _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
         }
@@ -261,25 +318,26 @@ bool pack_values(const Attention& a, const Unit& unit, const Work& w, int count,
 }
 
 // Finds where each group of 16 keys lies: in the cache, if its slots follow each other and D fills tiles, else in a copy
-// with zeros behind D. What lies behind the last key is never used: its scores are masked.
+// with zeros behind D. Units of many rows read keys often: they copy them, to have them close and in a row.
+// What lies behind the last key is never used: its scores are masked.
 void find_keys(const Attention& a, const Unit& unit, Work& w, int count) {
     const uint16_t* base = static_cast<const uint16_t*>(a.keys) + int64_t(unit.kv_head) * a.width;
-    const bool in_place = a.width % 32 == 0 && a.pages->block_size % 16 == 0;
+    const bool in_place = a.width % 32 == 0 && a.pages->block_size % 16 == 0 && unit.num_rows <= kFewRows;
+    const size_t row_bytes = size_t(w.steps) * 64;
     for (int g = 0; g < round_to(count, 32) / 16; g++) {
         const int64_t* slots = w.slots + 16 * g;
         if (in_place && 16 * g < count) {
             w.groups[g] = {base + slots[0] * a.key_stride, size_t(a.key_stride) * 2};
             continue;
         }
-        char* copy = w.keys + size_t(g) * 16 * size_t(w.steps) * 64;
-        w.groups[g] = {copy, size_t(w.steps) * 64};
-        for (int i = 0; i < std::min(16, count - 16 * g); i++) {
+        char* copy = w.keys + size_t(g) * 16 * row_bytes;
+        w.groups[g] = {copy, row_bytes};
+        for (int i = 0; i < std::min(16, count - 16 * g); i++, copy += row_bytes) {
             const uint16_t* key = base + slots[i] * a.key_stride;
-            for (int d = 0; d < 32 * w.steps; d += 32) {
-                const int width = std::min(32, a.width - d);
-                const __m512i x = _mm512_maskz_loadu_epi16(width == 32 ? ~0u : (1u << width) - 1, key + d);
-                _mm512_store_si512(copy + (size_t(i * w.steps) * 64 + size_t(d) * 2), x);
-            }
+            int d = 0;
+            for (; d + 32 <= a.width; d += 32) _mm512_store_si512(copy + 2 * d, _mm512_loadu_si512(key + d));
+            if (d < a.width)
+                _mm512_store_si512(copy + 2 * d, _mm512_maskz_loadu_epi16((1u << (a.width - d)) - 1, key + d));
         }
     }
 }
@@ -300,23 +358,21 @@ class Kernel final : public AttentionKernel {
     void prepare(const Attention& a, const Unit& unit, void* scratch) const override {
         Work w;
         lay_out(a, static_cast<char*>(scratch), w);
-        alignas(64) char rows[kTile];
+        const size_t row_bytes = size_t(w.steps) * 64;
+        const auto mask = [](int count) { return __mmask16((1u << std::clamp(count, 0, 16)) - 1); };
         for (int group = 0; group < round_to(unit.num_rows, 16) / 16; group++) {
-            for (int step = 0; step < w.steps; step++) {
-                const auto mask = [&](int d) {
-                    return __mmask16((1u << std::clamp(a.width - d, 0, 16)) - 1);
-                };
-                for (int i = 0; i < 16; i++) {
-                    __m512 low = _mm512_setzero_ps(), high = low;
-                    if (group * 16 + i < unit.num_rows) {
-                        const float* q = query_row(a, unit, unit.first_row + group * 16 + i) + 32 * step;
-                        low = _mm512_maskz_loadu_ps(mask(32 * step), q);
-                        high = _mm512_maskz_loadu_ps(mask(32 * step + 16), q + 16);
-                    }
-                    _mm512_store_si512(rows + 64 * i, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+            char* rows = w.keys;
+            for (int i = 0; i < 16; i++) {
+                const bool real = group * 16 + i < unit.num_rows;
+                const float* q = query_row(a, unit, unit.first_row + (real ? group * 16 + i : 0));
+                for (int d = 0; d < 32 * w.steps; d += 32) {
+                    const __m512 low = _mm512_maskz_loadu_ps(mask(real ? a.width - d : 0), q + d);
+                    const __m512 high = _mm512_maskz_loadu_ps(mask(real ? a.width - d - 16 : 0), q + d + 16);
+                    _mm512_store_si512(rows + size_t(i) * row_bytes + 2 * d, (__m512i)_mm512_cvtne2ps_pbh(high, low));
                 }
-                transpose(rows, 64, w.queries + size_t(group * w.steps + step) * kTile);
             }
+            for (int step = 0; step < w.steps; step++)
+                transpose(rows + 64 * step, row_bytes, w.queries + size_t(group * w.steps + step) * kTile);
         }
     }
 
@@ -328,15 +384,18 @@ class Kernel final : public AttentionKernel {
         for (int i = 0; i < w.rows; i++)
             w.visible[i] = num_visible(a, unit, unit.first_row + std::min(i, unit.num_rows - 1), start);
         const int count = w.visible[w.rows - 1];
-        find_slots(*a.pages, unit.sequence, start, count, w.slots);
+        const int known = std::min(count + kAhead, a.pages->context_lens[unit.sequence] - start);
+        find_slots(*a.pages, unit.sequence, start, known, w.slots);
+        Fetcher fetcher(a, unit, w, count, known);
+        if (split) fetcher.skip(kAhead);
         const TileConfig config;
         _tile_loadconfig(&config);
-        const bool clean = pack_values(a, unit, w, count, w.visible[0]);
+        const bool clean = pack_values(a, unit, w, count, w.visible[0], &fetcher);
         find_keys(a, unit, w, count);
         const Partial partial(data, w.rows);
         for (int row = 0; row < w.rows; row += 32) {
             const int groups = std::min(2, (w.rows - row) / 16);
-            attend_rows(a, unit, w, row, groups, partial);
+            attend_rows(a, w, row, groups, count, fetcher, partial);
             if (!clean) mix_by_token(a, unit, w, row, groups, partial);
         }
         _tile_release();
@@ -388,11 +447,11 @@ class Kernel final : public AttentionKernel {
     }
 
    private:
-    static void attend_rows(const Attention& a, const Unit&, const Work& w, int row, int groups,
+    static void attend_rows(const Attention& a, const Work& w, int row, int groups, int count, Fetcher& fetcher,
                             const Partial& partial) {
         const int num_keys = round_to(w.visible[row + 16 * groups - 1], 32);
         const char* queries = w.queries + row / 16 * w.steps * kTile;
-        groups == 2 ? score<2>(w, queries, num_keys / 16) : score<1>(w, queries, num_keys / 16);
+        groups == 2 ? score<2>(w, queries, num_keys / 16, count, fetcher) : score<1>(w, queries, num_keys / 16, count, fetcher);
         for (int g = 0; g < groups; g++)
             softmax(w.scores + g * kSplit * 16, num_keys, w.visible + row + 16 * g, a.scale,
                     w.weights + g * (kSplit / 32) * kTile, partial.maxima + row + 16 * g, partial.sums + row + 16 * g);
@@ -408,12 +467,12 @@ class Kernel final : public AttentionKernel {
         for (int first = row, last; first < end; first = last) {
             for (last = first + 1; last < end && w.visible[last] == w.visible[first];) last++;
             if (w.visible[first] == 0) continue;
-            pack_values(a, unit, w, w.visible[first], kSplit);
+            pack_values(a, unit, w, w.visible[first], kSplit, nullptr);
             mix<2>(w, round_to(w.visible[first], 32) / 32, w.spare);
             std::memcpy(partial.values + first * w.columns, w.spare + (first - row) * w.columns,
                         size_t((last - first) * w.columns) * 4);
         }
-        pack_values(a, unit, w, w.visible[w.rows - 1], kSplit);
+        pack_values(a, unit, w, w.visible[w.rows - 1], kSplit, nullptr);
     }
 };
 

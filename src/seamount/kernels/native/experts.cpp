@@ -69,7 +69,7 @@ void multiply_groups(const Groups& g, const Matrix* matrices, const Rows& rows, 
         const int64_t i = task / parts, first = task % parts * step, tile = g.first_tile[i];
         const Rows own{g.count[i], static_cast<const uint8_t*>(rows.data) + tile * bytes,
                        rows.scale ? rows.scale + tile * 16 * chunks : nullptr};
-        functions->multiply(matrices[g.expert[i]], own, out + tile * 16 * shape.n, shape.n, false, first,
+        functions->multiply(matrices[g.expert[i]], own, out + tile * 16 * out_columns(shape), out_columns(shape), false, first,
                             std::min(panels, first + step), workspace().multiply[thread]);
     });
 }
@@ -79,17 +79,17 @@ void multiply_groups(const Groups& g, const Matrix* matrices, const Rows& rows, 
 
 using namespace seamount;
 
-// out[t] += sum over a of weights[t, a] * down[e](silu(gate) * up of gate_up[e](x[t])) with e = ids[t, a].
+// out[t] += sum over a of weights[t, a] * down[e](gate_up[e](x[t])) with e = ids[t, a].
 SEAMOUNT_API void seamount_experts(const Matrix* gate_up, const Matrix* down, int64_t experts, const float* x,
                                    int64_t x_stride, int64_t tokens, const float* weights, const int32_t* ids,
                                    int64_t chosen, float* out, int64_t out_stride) {
     auto& space = workspace();
     const Groups g = group(ids, tokens, chosen, experts);
-    const int64_t rows = g.tiles * 16, inner = gate_up[0].n, width = down[0].n;
-    const Source source{x, x_stride, kNothing, nullptr, 0};
+    const int64_t rows = g.tiles * 16, inner = out_columns(gate_up[0]), width = down[0].n;
+    const Source source{x, x_stride, nullptr, 0};
     auto* gated = space.inner.get_as<float>(size_t(rows * inner));
     multiply_groups(g, gate_up, prepare_rows(gate_up[0], source, g.token, rows, space.rows, space.scales), gated);
-    const Source between{gated, inner, kSwiglu, nullptr, 0};
+    const Source between{gated, inner, nullptr, 0};
     auto* terms = space.terms.get_as<float>(size_t(rows * width));
     multiply_groups(g, down, prepare_rows(down[0], between, g.itself, rows, space.inner_rows, space.inner_scales), terms);
     const int64_t step = 8;

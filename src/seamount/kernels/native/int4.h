@@ -1,46 +1,77 @@
 // Four-bit weights become eight-bit ones, a tile at a time: value = round(code * multiplier / 16) - zero level.
 //
 // Each group of a column has its multiplier (1..255) and zero level (0..255). The arithmetic is exact in integers, so
-// everything behind it is that of int8. Included by `*.inc` files and `gemm_amx.cpp`.
+// everything behind it is that of int8. Included by `*.inc` files and `multiply_amx.cpp`.
+//
+// A tile's rows 2i and 2i + 1 share 64 bytes. In each group of 16 bytes of a row, its first 8 bytes come from one
+// nibble of 8 words and its last 8 from another, where `pack` instructions put them; and the nibbles are those that a
+// multiplication alone brings into place:
+//
+//   nibble of the word    3              2             1             0
+//   holds                 row 2i+1, 0-7  row 2i, 8-15  row 2i, 0-7   row 2i+1, 8-15
 #pragma once
 
 #include "matrix.h"
 
-#if defined(__AVX512BW__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace seamount {
 namespace SEAMOUNT_TARGET {
 
+// Where byte `column_byte` (0..63) of tile row `row` lies: the byte of the packed tile, and the shift of its nibble.
+struct Nibble {
+    int byte, shift;
+};
+inline Nibble nibble_of(int row, int column_byte) {
+    const int word = column_byte / 16 * 8 + column_byte % 8;
+    const bool back = column_byte % 16 >= 8;
+    const int place = row % 2 ? (back ? 0 : 3) : (back ? 2 : 1);
+    return {row / 2 * 64 + word * 2 + place / 2, place % 2 * 4};
+}
+
 // `packed` 512 bytes -> `out` 1024 bytes; `groups` are the panel's [group][32] bytes.
 inline void unpack_int4(const uint8_t* packed, const uint8_t* groups, int64_t tile, int32_t group, uint8_t* out) {
     const int rows_per_group = group == 32 ? 8 : 16;
-#if defined(__AVX512BW__)
-    const __m512i low = _mm512_set1_epi16(0x0F), high = _mm512_set1_epi16(0x0F00), byte = _mm512_set1_epi16(0xFF);
+#if defined(__AVX512VBMI__)
+    alignas(64) static const uint16_t front_columns[32] = {0, 0, 0, 0, 1, 1, 1, 1, 4,  4,  4,  4,  5,  5,  5,  5,
+                                                           8, 8, 8, 8, 9, 9, 9, 9, 12, 12, 12, 12, 13, 13, 13, 13};
+    alignas(64) static const uint8_t byte_columns[64] = {
+        0, 0, 0, 0, 1, 1, 1, 1, 2,  2,  2,  2,  3,  3,  3,  3,  4,  4,  4,  4,  5,  5,  5,  5,  6,  6,  6,  6,  7,  7,  7,  7,
+        8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15};
+    const __m512i front = _mm512_load_si512(front_columns), bytes = _mm512_load_si512(byte_columns);
+    const __m512i back = _mm512_add_epi16(front, _mm512_set1_epi16(2));
+    const __m512i nibble1 = _mm512_set1_epi16(0x00F0), nibble2 = _mm512_set1_epi16(0x0F00);
+    const __m512i swap = _mm512_set4_epi32(0x0E0F0C0D, 0x0A0B0809, 0x06070405, 0x02030001);
     for (int begin = 0; begin < 16; begin += rows_per_group) {
         const uint8_t* of_group = groups + (tile * 64 + begin * 4) / group * 32;
-        __m512i scale = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group)));
-        scale = _mm512_or_si512(scale, _mm512_slli_epi32(scale, 16));
-        __m512i zero = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group + 16)));
-        zero = _mm512_mullo_epi32(zero, _mm512_set1_epi32(0x01010101));
+        const __m512i scale = _mm512_castsi256_si512(
+            _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group))));
+        const __m512i of_front = _mm512_permutexvar_epi16(front, scale);
+        const __m512i of_back = _mm512_permutexvar_epi16(back, scale);
+        // A rounding multiplication gives (2 a b + 2^15) / 2^16: with the code at bit 4 the multiplier must be at bit
+        // 7 for a product in sixteenths, with the code at bit 8 at bit 3.
+        const __m512i front7 = _mm512_slli_epi16(of_front, 7), back3 = _mm512_slli_epi16(of_back, 3);
+        const __m512i zero = _mm512_permutexvar_epi8(
+            bytes, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group + 16))));
         for (int row = begin; row < begin + rows_per_group; row += 2) {
-            __m512i both = _mm512_loadu_si512(packed + row * 32);
-            for (int half = 0; half < 2; half++) {
-                __m512i codes = half ? _mm512_srli_epi16(both, 4) : both;
-                // Multiplying and rounding keeps bits 15 and up of the doubled product: codes sit at bit 11.
-                __m512i first = _mm512_mulhrs_epi16(_mm512_slli_epi16(_mm512_and_si512(codes, low), 11), scale);
-                __m512i second = _mm512_mulhrs_epi16(_mm512_slli_epi16(_mm512_and_si512(codes, high), 3), scale);
-                __m512i levels = _mm512_ternarylogic_epi32(byte, first, _mm512_slli_epi16(second, 8), 0xCA);
-                _mm512_storeu_si512(out + (row + half) * 64, _mm512_sub_epi8(levels, zero));
-            }
+            const __m512i both = _mm512_loadu_si512(packed + row * 32);
+            const __m512i swapped = _mm512_shuffle_epi8(both, swap);
+            const __m512i even = _mm512_packus_epi16(_mm512_mulhrs_epi16(_mm512_and_si512(both, nibble1), front7),
+                                                     _mm512_mulhrs_epi16(_mm512_and_si512(both, nibble2), back3));
+            const __m512i odd = _mm512_packus_epi16(_mm512_mulhrs_epi16(_mm512_and_si512(swapped, nibble1), front7),
+                                                    _mm512_mulhrs_epi16(_mm512_and_si512(swapped, nibble2), back3));
+            _mm512_storeu_si512(out + row * 64, _mm512_sub_epi8(even, zero));
+            _mm512_storeu_si512(out + row * 64 + 64, _mm512_sub_epi8(odd, zero));
         }
     }
 #else
     for (int row = 0; row < 16; row++) {
         const uint8_t* of_group = groups + (tile * 64 + row / rows_per_group * rows_per_group * 4) / group * 32;
         for (int i = 0; i < 64; i++) {
-            int code = packed[row / 2 * 64 + i] >> (row % 2 * 4) & 15;
+            const Nibble at = nibble_of(row, i);
+            int code = packed[at.byte] >> at.shift & 15;
             int level = (code * of_group[i / 4] + 8) >> 4;
             out[row * 64 + i] = uint8_t(level - of_group[16 + i / 4]);
         }

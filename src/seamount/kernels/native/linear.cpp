@@ -49,9 +49,9 @@ void multiply_rows(const Matrix& w, const Rows& rows, float* out, int64_t stride
 
 using namespace seamount;
 
-SEAMOUNT_API void seamount_linear(const Matrix* w, const float* x, int64_t x_stride, int64_t m, int32_t prologue,
+SEAMOUNT_API void seamount_linear(const Matrix* w, const float* x, int64_t x_stride, int64_t m,
                                   const float* norm_weight, float eps, float* out, int64_t out_stride, int32_t add) {
-    const Source source{x, x_stride, prologue, norm_weight, eps};
+    const Source source{x, x_stride, norm_weight, eps};
     const Rows rows = prepare_rows(*w, source, nullptr, m, workspace().rows, workspace().scales);
     multiply_rows(*w, rows, out, out_stride, add != 0);
 }
@@ -63,7 +63,7 @@ SEAMOUNT_API void seamount_linear_per_head(const Matrix* w, int64_t heads, const
     parallel(heads, [&](int64_t head, int thread) {
         auto& space = workspace();
         const Matrix& of_head = w[head];
-        const Source source{x + head * x_head_stride, x_stride, kNothing, nullptr, 0};
+        const Source source{x + head * x_head_stride, x_stride, nullptr, 0};
         auto* scratch = space.row[thread].get_as<float>(size_t(round_up(of_head.k, 64) + 16));
         void* packed = space.head_rows[thread].get(size_t(rows_bytes(of_head, m)));
         const bool integers = of_head.kind == kInt8 || of_head.kind == kInt4;

@@ -8,6 +8,8 @@
 //   int4  tile: as int8, two rows in one: the low nibble holds row 2i, the high nibble row 2i + 1
 //   f32, f16  panel: k x column (16)
 //
+// Panels of a gated matrix take turns: 16 gates, then the 16 columns that they gate.
+//
 // It is what an AMX tile and `vpdpbusd` both read. Rows of activations lie in tiles of 16 rows x 64 bytes likewise.
 //
 // The sum over k is cut into chunks of a fixed length (`kChunkBytes` per row); within one it is exact (int8) or has the
@@ -28,18 +30,29 @@ constexpr int64_t kChunkBytes = kChunkTiles * 64;
 struct Matrix {
     int32_t kind;
     int32_t group;         // int4: k per group, 32 or a multiple of 64
-    int64_t n, k;          // outputs, inputs
+    int32_t gated;         // the first n/2 outputs are gates, the others what they gate: the product is silu(gate) * up
+    int64_t n, k;          // outputs (before gating), inputs
     const void* data;      // packed
-    const float* scale;    // int8, int4: per column, [n rounded up to 16]
+    const float* scale;    // int8, int4: per packed column, [panels * 16]
     const uint8_t* group_scale;  // int4: [panel][group][16] multipliers, then [16] zero levels
-    const float* bias;     // [n rounded up to 16], or null
+    const float* bias;     // per packed column, or null
 };
 
 inline bool is_tiled(int32_t kind) { return kind == kBF16 || kind == kInt8 || kind == kInt4; }
 inline int64_t tile_k(int32_t kind) { return kind == kBF16 ? 32 : 64; }
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 inline int64_t num_tiles(const Matrix& w) { return round_up(w.k, tile_k(w.kind)) / tile_k(w.kind); }
-inline int64_t num_panels(const Matrix& w) { return round_up(w.n, kPanel) / kPanel; }
+// Columns of the product, and of the panels that give it.
+inline int64_t out_columns(const Matrix& w) { return w.gated ? w.n / 2 : w.n; }
+inline int64_t num_panels(const Matrix& w) {
+    return round_up(out_columns(w), kPanel) / kPanel * (w.gated ? 2 : 1);
+}
+// The row of the unpacked weight that a packed column holds; -1 for padding.
+inline int64_t source_row(const Matrix& w, int64_t packed_column) {
+    if (!w.gated) return packed_column < w.n ? packed_column : -1;
+    const int64_t panel = packed_column / kPanel, column = panel / 2 * kPanel + packed_column % kPanel;
+    return column < w.n / 2 ? panel % 2 * (w.n / 2) + column : -1;
+}
 inline int64_t num_chunks(int64_t tiles) { return round_up(tiles, kChunkTiles) / kChunkTiles; }
 inline int64_t num_groups(const Matrix& w) { return round_up(w.k, w.group) / w.group; }
 inline int64_t panel_bytes(const Matrix& w) {
@@ -63,20 +76,19 @@ inline int64_t rows_bytes(const Matrix& w, int64_t m) {
 }
 inline int64_t rows_scales(const Matrix& w, int64_t m) { return round_up(m, 16) * num_chunks(num_tiles(w)); }
 
-// What is done to a row before it is multiplied.
-enum Prologue : int32_t { kNothing = 0, kRmsNorm = 1, kSwiglu = 2 };
+// Rows as they are before they are packed.
 struct Source {
     const float* x;
     int64_t stride;
-    int32_t prologue;         // kSwiglu: x holds 2k columns, gate then up
-    const float* norm_weight; // kRmsNorm: [k]
+    const float* norm_weight; // [k]: rows are RMS-normalised with it; or null
     float eps;
 };
 
 // Packs 16 rows of activations into `tile_row`'s place; `index[i]` is the source row of packed row i, -1 for none.
 using PrepareFn = void (*)(const Matrix&, const Source&, const int64_t* index, int64_t tile_row, void* data,
                            float* scale, float* scratch);
-// out[rows, columns of panels first..last) = (add ? out : bias) + rows x weight, for all rows, on the calling thread.
+// out[rows, columns of panels first..last) = (add ? out : 0) + bias + rows x weight, or, gated, silu(gate) * up of that
+// sum; for all rows, on the calling thread. Panels of a gated matrix come in pairs, and nothing is added to them.
 using MultiplyFn = void (*)(const Matrix&, const Rows&, float* out, int64_t out_stride, bool add, int64_t first_panel,
                             int64_t last_panel, Scratch& scratch);
 // Packs panels first..last) of a weight whose rows lie at `source` (kind f32, f16 or bf16), and sets their scales.
@@ -90,6 +102,8 @@ struct Functions {
     MultiplyFn multiply;
     PackFn pack;
     NormFn norm;
+    // out[r, :columns] = silu(gate) * up, from rows of 16 gates and 16 columns that they gate.
+    void (*gate)(const float* pairs, int64_t rows, float* out, int64_t stride, int columns);
     // out[0..n) += w * x[0..n)
     void (*accumulate)(float* out, const float* x, float w, int64_t n);
 };

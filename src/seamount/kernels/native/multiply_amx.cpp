@@ -69,17 +69,18 @@ inline void zero_sums() {
 struct Target {
     const Matrix& w;
     const Rows& rows;
-    float* out;
+    float* out;  // place of row 0 and packed column 0
     int64_t stride;
+    int64_t columns;
     bool add;
 };
 
 // Adds a tile of sums (16 x 16, of one chunk) to the output, scaled.
 void finish_tile(const Target& to, const void* sums, int64_t row, int64_t column, int64_t chunk, int64_t chunks) {
     const Matrix& w = to.w;
-    if (row >= to.rows.m || column >= w.n) return;
+    if (row >= to.rows.m || column >= to.columns) return;
     const int64_t last = std::min<int64_t>(row + 16, to.rows.m);
-    const int columns = int(std::min<int64_t>(16, w.n - column));
+    const int columns = int(std::min<int64_t>(16, to.columns - column));
     const bool integers = w.kind != kBF16;
     const f32x16 scale = integers ? load<f32x16>(w.scale + column) : splat(1);
     const f32x16 bias = w.bias && !chunk ? load<f32x16>(w.bias + column) : splat(0);
@@ -144,7 +145,7 @@ void block_int4(const Target& to, int64_t row, int64_t column, int64_t chunk, co
         for (int64_t i = 0; i < count; i++)
             for (int p = 0; p < (kTwoPanels ? 2 : 1); p++) {
                 const uint8_t* packed = from.tiles[p] + (t + i) * (kTileBytes / 2);
-                for (int line = 0; line < 8; line++) _mm_prefetch(packed + 4096 + line * 64, _MM_HINT_T0);
+                for (int line = 0; line < 8; line++) _mm_prefetch(packed + 2048 + line * 64, _MM_HINT_T1);
                 unpack_int4(packed, from.groups[p], t + i, to.w.group, slice + (p * kSlice + i) * kTileBytes);
             }
         const uint8_t* a0 = a + t * kTileBytes;
@@ -194,38 +195,72 @@ void many_rows(const Target& to, int64_t first_row, int64_t last_row, int64_t pa
     }
 }
 
-void multiply_many(const Target& to, int64_t first_panel, int64_t last_panel, uint8_t* scratch) {
+// One chunk of two panels (or of the last, odd one) against a block of rows.
+void multiply_chunk(const Target& to, int64_t first_row, int64_t last_row, int64_t panel, bool two, bool more,
+                    int64_t chunk, uint8_t* scratch) {
     const Matrix& w = to.w;
     const int64_t tiles = num_tiles(w), bytes = panel_bytes(w), stored_tile = bytes / tiles;
-    auto* data = static_cast<const uint8_t*>(w.data);
+    const int64_t first = chunk * kChunkTiles, count = std::min(kChunkTiles, tiles - first);
     uint8_t *sums = scratch, *unpacked = scratch + 4 * kTileBytes;
-    for (int64_t first_row = 0; first_row < to.rows.m; first_row += kBlockRows) {
-        const int64_t last_row = std::min<int64_t>(to.rows.m, first_row + kBlockRows);
-        for (int64_t chunk = 0; chunk < num_chunks(tiles); chunk++) {
-            const int64_t first = chunk * kChunkTiles, count = std::min(kChunkTiles, tiles - first);
-            for (int64_t panel = first_panel; panel < last_panel; panel += 2) {
-                const bool two = panel + 1 < last_panel;
-                const uint8_t* b[2] = {data + panel * bytes + first * stored_tile,
-                                       data + (panel + (two ? 1 : 0)) * bytes + first * stored_tile};
-                // Both panels' next chunks lie apart; fetching the first of them keeps the stream going.
-                const uint8_t* next = b[1] + bytes;
-                const int64_t next_bytes = panel + 2 < last_panel ? count * stored_tile : 0;
-                if (w.kind == kInt4) {
-                    for (int p = 0; p < (two ? 2 : 1); p++) {
-                        const uint8_t* groups = w.group_scale + (panel + p) * num_groups(w) * 32;
-                        uint8_t* to_tiles = unpacked + p * kChunkTiles * kTileBytes;
-                        for (int64_t t = 0; t < count; t++)
-                            unpack_int4(b[p] + t * stored_tile, groups, first + t, w.group, to_tiles + t * kTileBytes);
-                        b[p] = to_tiles;
-                    }
-                }
-                if (w.kind == kBF16)
-                    two ? many_rows<false, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
-                        : many_rows<false, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
-                else
-                    two ? many_rows<true, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
-                        : many_rows<true, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
-            }
+    auto* begin = static_cast<const uint8_t*>(w.data) + panel * bytes + first * stored_tile;
+    const uint8_t* b[2] = {begin, two ? begin + bytes : begin};
+    // The next two panels lie apart; fetching the first of them keeps the stream going.
+    const uint8_t* next = begin + 2 * bytes;
+    const int64_t next_bytes = more ? count * stored_tile : 0;
+    if (w.kind == kInt4) {
+        for (int p = 0; p < (two ? 2 : 1); p++) {
+            const uint8_t* groups = w.group_scale + (panel + p) * num_groups(w) * 32;
+            uint8_t* to_tiles = unpacked + p * kChunkTiles * kTileBytes;
+            for (int64_t t = 0; t < count; t++)
+                unpack_int4(b[p] + t * stored_tile, groups, first + t, w.group, to_tiles + t * kTileBytes);
+            b[p] = to_tiles;
+        }
+    }
+    if (w.kind == kBF16)
+        two ? many_rows<false, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
+            : many_rows<false, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
+    else
+        two ? many_rows<true, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
+            : many_rows<true, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
+}
+
+void multiply_many(const Target& to, int64_t first_panel, int64_t last_panel, uint8_t* scratch) {
+    const int64_t chunks = num_chunks(num_tiles(to.w));
+    for (int64_t first_row = 0; first_row < to.rows.m; first_row += kBlockRows)
+        for (int64_t chunk = 0; chunk < chunks; chunk++)
+            for (int64_t panel = first_panel; panel < last_panel; panel += 2)
+                multiply_chunk(to, first_row, std::min<int64_t>(to.rows.m, first_row + kBlockRows), panel,
+                               panel + 1 < last_panel, panel + 2 < last_panel, chunk, scratch);
+}
+
+void multiply_few(const Target& to, int64_t panel, bool two, uint8_t* scratch) {
+    const Matrix& w = to.w;
+    auto* data = static_cast<const uint8_t*>(w.data) + panel * panel_bytes(w);
+    Weights from{{data, data + panel_bytes(w)}, {nullptr, nullptr}};
+    if (w.kind == kInt4)
+        for (int p = 0; p < 2; p++) from.groups[p] = w.group_scale + (panel + p) * num_groups(w) * 32;
+    two ? few_rows<true>(to, panel, from, scratch) : few_rows<false>(to, panel, from, scratch);
+}
+
+// Sums of a pair of panels stay in scratch memory until they are whole, and leave it gated.
+void multiply_gated(const Matrix& w, const Rows& rows, float* out, int64_t stride, int64_t first_panel,
+                    int64_t last_panel, uint8_t* scratch, float* pairs) {
+    const int64_t chunks = num_chunks(num_tiles(w));
+    // All chunks of a block of rows are read again for each pair: they must stay in the cache together.
+    const int64_t block = std::max<int64_t>(64, kBlockRows / chunks / 32 * 32);
+    for (int64_t first_row = 0; first_row < rows.m; first_row += block) {
+        const int64_t last_row = std::min(rows.m, first_row + block);
+        for (int64_t panel = first_panel; panel < last_panel; panel += 2) {
+            const Target to{w, rows, pairs - first_row * 2 * kPanel - panel * kPanel, 2 * kPanel,
+                            num_panels(w) * kPanel, false};
+            if (rows.m <= kFewRows)
+                multiply_few(to, panel, true, scratch);
+            else
+                for (int64_t chunk = 0; chunk < chunks; chunk++)
+                    multiply_chunk(to, first_row, last_row, panel, true, panel + 2 < last_panel, chunk, scratch);
+            const int64_t column = panel / 2 * kPanel;
+            avx512::table.gate(pairs, last_row - first_row, out + first_row * stride + column, stride,
+                               int(std::min<int64_t>(kPanel, out_columns(w) - column)));
         }
     }
 }
@@ -237,21 +272,17 @@ void multiply(const Matrix& w, const Rows& rows, float* out, int64_t stride, boo
     if (!is_tiled(w.kind)) return avx512::table.multiply(w, rows, out, stride, add, first_panel, last_panel, scratch);
     const TileConfig config;
     _tile_loadconfig(&config);
-    const Target to{w, rows, out, stride, add};
-    auto* memory = scratch.get_as<uint8_t>(size_t(4 + 2 * kChunkTiles) * kTileBytes);
-    if (rows.m > kFewRows) {
+    const size_t tiles_bytes = size_t(4 + 2 * kChunkTiles) * kTileBytes;
+    auto* memory = scratch.get_as<uint8_t>(tiles_bytes + kBlockRows * 2 * kPanel * sizeof(float));
+    const Target to{w, rows, out, stride, w.n, add};
+    if (w.gated)
+        multiply_gated(w, rows, out, stride, first_panel, last_panel, memory,
+                       reinterpret_cast<float*>(memory + tiles_bytes));
+    else if (rows.m > kFewRows)
         multiply_many(to, first_panel, last_panel, memory);
-    } else {
-        const int64_t bytes = panel_bytes(w);
-        auto* data = static_cast<const uint8_t*>(w.data);
-        for (int64_t panel = first_panel; panel < last_panel; panel += 2) {
-            const bool two = panel + 1 < last_panel;
-            Weights from{{data + panel * bytes, data + (panel + 1) * bytes}, {nullptr, nullptr}};
-            if (w.kind == kInt4)
-                for (int p = 0; p < 2; p++) from.groups[p] = w.group_scale + (panel + p) * num_groups(w) * 32;
-            two ? few_rows<true>(to, panel, from, memory) : few_rows<false>(to, panel, from, memory);
-        }
-    }
+    else
+        for (int64_t panel = first_panel; panel < last_panel; panel += 2)
+            multiply_few(to, panel, panel + 1 < last_panel, memory);
     _tile_release();
 }
 
