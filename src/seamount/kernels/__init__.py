@@ -17,7 +17,7 @@ from .choice import (
     run_packed_experts,
 )
 from .library import isa_name, library, why_missing
-from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, set_threads
+from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, packed_feed_forward, set_threads
 from .pages import Pages
 from .reference import FP8_BLOCK, apply_rotary, dequantize_fp8_blocks, latent_attention, swiglu, write_cache
 
@@ -34,6 +34,7 @@ __all__ = [
     "isa_name",
     "latent_attention",
     "library",
+    "packed_feed_forward",
     "packed_latent_attention",
     "paged_attention",
     "rms_norm",

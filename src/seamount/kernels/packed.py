@@ -52,6 +52,10 @@ class _Functions:
         self.linear.argtypes = [
             *(matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int32)
         ]
+        self.feed_forward = lib.seamount_feed_forward
+        self.feed_forward.argtypes = [
+            *(matrix, matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64)
+        ]
         self.linear_per_head = lib.seamount_linear_per_head
         self.linear_per_head.argtypes = [
             *(matrix, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64)
@@ -223,6 +227,24 @@ class PackedStack:
             out.stride(0),
             out.stride(1),
         )
+
+
+def packed_feed_forward(
+    x: Tensor, gate_up: PackedMatrix, down: PackedMatrix, norm: Tensor | None, eps: float, add_to: Tensor
+) -> Tensor:
+    """Add a SwiGLU network of `x [T, C]`, normed first where `norm` is given, to `add_to [T, C]`; both fp32."""
+    functions().feed_forward(
+        gate_up.struct,
+        down.struct,
+        x.data_ptr(),
+        x.stride(0),
+        x.shape[0],
+        None if norm is None else norm.data_ptr(),
+        eps,
+        add_to.data_ptr(),
+        add_to.stride(0),
+    )
+    return add_to
 
 
 def run_packed_experts(

@@ -47,6 +47,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, *, norm: RMSNorm | None = None, add_to: Tensor) -> Tensor:
         """Return `add_to` plus the network of x, normed first where `norm` is given."""
+        gate_up, down = self.gate_up_proj.packed, self.down_proj.packed
+        if gate_up is not None and down is not None:
+            weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            return kernels.packed_feed_forward(x, gate_up, down, weight, eps, add_to)
         return self.down_proj(self.gate_up_proj(x, norm=norm, gated=True), add_to=add_to)
 
 

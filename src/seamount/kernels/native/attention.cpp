@@ -9,6 +9,8 @@ namespace {
 
 // Partials that wait to be merged take at most this much memory, whatever the context.
 constexpr size_t kWaitingBytes = size_t(16) << 20;
+// Units that one thread takes at a time, at most: it then knows what it will read next.
+constexpr size_t kMostUnits = 8;
 
 const AttentionKernel& choose_kernel(const Attention& a) {
 #if defined(__x86_64__)
@@ -40,51 +42,65 @@ void* thread_scratch(size_t bytes) {
     return scratch.get(bytes);
 }
 
-// Each thread takes whole units, and goes through a unit's splits in order.
+// Each thread takes whole units, several at a time if there are many, and goes through a unit's splits in order.
 void attend_units(const Attention& a, const AttentionKernel& kernel, const std::vector<Unit>& units) {
     const size_t scratch_bytes = (kernel.scratch_bytes(a) + 63) & ~size_t(63);
-    parallel(int64_t(units.size()), [&](int64_t task, int) {
-        const Unit& unit = units[size_t(task)];
-        const size_t floats = kernel.partial_floats(a, unit.num_rows);
-        char* scratch = static_cast<char*>(thread_scratch(scratch_bytes + 2 * floats * sizeof(float)));
-        float* total = reinterpret_cast<float*>(scratch + scratch_bytes);
-        kernel.prepare(a, unit, scratch);
-        for (int split = 0; split < unit.num_splits; split++) {
-            kernel.attend(a, unit, split, scratch, split ? total + floats : total);
-            if (split) kernel.merge(a, unit, total, total + floats);
+    const size_t run = std::clamp<size_t>(units.size() / (8 * size_t(num_threads())), 1, kMostUnits);
+    parallel(int64_t((units.size() + run - 1) / run), [&](int64_t task, int) {
+        const size_t end = std::min(units.size(), (size_t(task) + 1) * run);
+        for (size_t u = size_t(task) * run; u < end; u++) {
+            const Unit& unit = units[u];
+            const size_t floats = kernel.partial_floats(a, unit.num_rows);
+            char* scratch = static_cast<char*>(thread_scratch(scratch_bytes + 2 * floats * sizeof(float)));
+            float* total = reinterpret_cast<float*>(scratch + scratch_bytes);
+            kernel.prepare(a, unit, scratch);
+            for (int split = 0; split < unit.num_splits; split++) {
+                const bool last = split + 1 == unit.num_splits;
+                const Piece next = last ? Piece{u + 1 < end ? &units[u + 1] : nullptr, 0} : Piece{&unit, split + 1};
+                kernel.attend(a, {&unit, split}, next.unit ? &next : nullptr, scratch, split ? total + floats : total);
+                if (split) kernel.merge(a, unit, total, total + floats);
+            }
+            kernel.finish(a, unit, total);
         }
-        kernel.finish(a, unit, total);
     });
 }
 
-// Few units: the splits of one go to different threads, and are merged in order when a wave of them is done.
+// Few units: the splits of one go to different threads, some at a time, and are merged in order when a wave of them is
+// done.
 void attend_splits(const Attention& a, const AttentionKernel& kernel, const std::vector<Unit>& units) {
     int rows = 0, most = 0;
     for (const Unit& unit : units) {
         rows = std::max(rows, unit.num_rows);
         most = std::max(most, unit.num_splits);
     }
+    const int num_units = int(units.size());
     const size_t floats = kernel.partial_floats(a, rows);
     const size_t fitting = kWaitingBytes / (floats * sizeof(float) * units.size());
     const int wave = std::clamp(int(std::min(fitting, size_t(1) << 20)), std::min(most, 4 * num_threads()), most);
     thread_local Scratch waiting_memory;
     float* waiting = waiting_memory.get_as<float>(units.size() * size_t(wave + 1) * floats);
     // Place 0 of a unit holds its total.
-    const auto place = [&](size_t unit, int i) { return waiting + (unit * size_t(wave + 1) + size_t(i)) * floats; };
+    const auto place = [&](int unit, int i) { return waiting + (size_t(unit) * size_t(wave + 1) + size_t(i)) * floats; };
     for (int first = 0; first < most; first += wave) {
         const int count = std::min(wave, most - first);
-        parallel(int64_t(units.size()) * count, [&](int64_t task, int) {
-            const size_t u = size_t(task / count);
-            const int split = first + int(task % count);
-            const Unit& unit = units[u];
-            if (split >= unit.num_splits) return;
+        const int run = std::clamp(num_units * count / (4 * num_threads()), 1, count);
+        const int num_runs = (count + run - 1) / run;
+        parallel(int64_t(num_units) * num_runs, [&](int64_t task, int) {
+            const int u = int(task / num_runs), begin = first + int(task % num_runs) * run;
+            const Unit& unit = units[size_t(u)];
+            const int end = std::min({begin + run, first + count, unit.num_splits});
+            if (begin >= end) return;
             void* scratch = thread_scratch(kernel.scratch_bytes(a));
             kernel.prepare(a, unit, scratch);
-            kernel.attend(a, unit, split, scratch, place(u, split ? split - first + 1 : 0));
+            for (int split = begin; split < end; split++) {
+                const Piece next = {&unit, split + 1};
+                kernel.attend(a, {&unit, split}, split + 1 < end ? &next : nullptr, scratch,
+                              place(u, split ? split - first + 1 : 0));
+            }
         });
-        parallel(int64_t(units.size()), [&](int64_t task, int) {
-            const size_t u = size_t(task);
-            const Unit& unit = units[u];
+        parallel(num_units, [&](int64_t task, int) {
+            const int u = int(task);
+            const Unit& unit = units[size_t(u)];
             for (int split = std::max(first, 1); split < std::min(first + count, unit.num_splits); split++)
                 kernel.merge(a, unit, place(u, 0), place(u, split - first + 1));
             if (unit.num_splits > first && unit.num_splits <= first + count) kernel.finish(a, unit, place(u, 0));

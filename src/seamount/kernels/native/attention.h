@@ -52,6 +52,12 @@ struct Unit {
     int num_splits;  // that its last row sees
 };
 
+// One split of a unit: what a thread works on at a time.
+struct Piece {
+    const Unit* unit;
+    int split;
+};
+
 inline int num_new_tokens(const Pages& pages, int sequence) {
     return pages.query_starts[sequence + 1] - pages.query_starts[sequence];
 }
@@ -96,7 +102,9 @@ class AttentionKernel {
     virtual size_t partial_floats(const Attention& a, int num_rows) const = 0;
     // Packs the unit's queries into scratch; every `attend` of the unit on this thread follows.
     virtual void prepare(const Attention& a, const Unit& unit, void* scratch) const = 0;
-    virtual void attend(const Attention& a, const Unit& unit, int split, void* scratch, float* partial) const = 0;
+    // `next` is what this thread probably attends to after this: it may be fetched from memory meanwhile. May be null.
+    virtual void attend(const Attention& a, const Piece& piece, const Piece* next, void* scratch,
+                        float* partial) const = 0;
     virtual void merge(const Attention& a, const Unit& unit, float* into, const float* next) const = 0;
     virtual void finish(const Attention& a, const Unit& unit, const float* partial) const = 0;
 };

@@ -21,7 +21,6 @@ namespace {
 constexpr int kTile = 1024;
 constexpr int kKeyGroups = kSplit / 16;
 constexpr int kFewRows = 32;  // up to these many, memory is what a unit waits for
-constexpr int kAhead = 64;    // rows of the cache that are fetched before their use
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -40,7 +39,7 @@ struct Work {
     char *queries, *weights, *values, *keys;
     float *scores, *spare;
     int32_t* visible;
-    int64_t* slots;
+    int64_t *slots, *next_slots;
     KeyGroup groups[kKeyGroups];
 };
 
@@ -63,7 +62,8 @@ size_t lay_out(const Attention& a, char* scratch, Work& w) {
     w.scores = reinterpret_cast<float*>(take(2 * kSplit * 64));
     w.spare = reinterpret_cast<float*>(take(32 * size_t(w.columns) * 4));
     w.visible = reinterpret_cast<int32_t*>(take(size_t(row_limit(a)) * 4));
-    w.slots = reinterpret_cast<int64_t*>(take((kSplit + kAhead) * 8));
+    w.slots = reinterpret_cast<int64_t*>(take(kSplit * 8));
+    w.next_slots = reinterpret_cast<int64_t*>(take(kSplit * 8));
     return used;
 }
 
@@ -168,56 +168,52 @@ void softmax(const float* scores, int num_keys, const int32_t* visible_keys, flo
     _mm512_store_ps(sums, sum);
 }
 
-// Fetches rows of the cache into the second-level cache ahead of their use: the values of a split, then its keys, then
-// the values of the next split. Where values are a part of the keys, only the keys.
+// Fetches the keys and values of the piece of work that comes next into the second-level cache, a little with every step
+// of the present one, so that memory never rests while tiles multiply.
 class Fetcher {
    public:
-    Fetcher(const Attention& a, const Unit& unit, const Work& w, int count, int known)
-        : slots_(w.slots), count_(count), shared_(a.keys == a.values) {
-        keys_ = {static_cast<const char*>(a.keys) + int64_t(unit.kv_head) * a.width * 2, a.key_stride * 2,
-                 (a.width * 2 + 63) / 64};
-        values_ = {static_cast<const char*>(a.values) + int64_t(unit.kv_head) * a.value_width * 2, a.value_stride * 2,
-                   (a.value_width * 2 + 63) / 64};
-        if (shared_) values_ = keys_;
-        end_ = (shared_ ? count : 2 * count) + known - count;
+    Fetcher(const Attention& a, const Piece* next, int64_t* slots) : slots_(slots) {
+        if (!next) return;
+        const Unit& unit = *next->unit;
+        const int start = next->split * kSplit;
+        num_keys_ = num_visible(a, unit, unit.first_row + unit.num_rows - 1, start);
+        find_slots(*a.pages, unit.sequence, start, num_keys_, slots);
+        keys_ = rows(a.keys, unit.kv_head, a.width, a.key_stride);
+        values_ = rows(a.values, unit.kv_head, a.value_width, a.value_stride);
+        num_rows_ = a.keys == a.values ? num_keys_ : 2 * num_keys_;
     }
-    // Fetches rows up to `ahead` of row `row`: values are rows from 0 on, keys come behind them.
-    void reach(int row) {
-        for (const int end = std::min(row, end_); next_ < end; next_++) {
-            if (next_ < count_)
-                fetch(values_, slots_[next_]);
-            else if (!shared_ && next_ < 2 * count_)
-                fetch(keys_, slots_[next_ - count_]);
-            else
-                fetch(values_, slots_[next_ - (shared_ ? 0 : count_)]);
-        }
+    // To be called with `done` growing to `total`: fetches that share of all rows, keys first.
+    void reach(int done, int total) {
+        for (const int end = num_rows_ * done / total; done_ < end; done_++)
+            done_ < num_keys_ ? fetch(keys_, slots_[done_]) : fetch(values_, slots_[done_ - num_keys_]);
     }
-    void skip(int row) { next_ = std::max(next_, row); }
 
-   private:
     struct Rows {
         const char* first;
         int64_t stride;
         int lines;
     };
+    static Rows rows(const void* cache, int head, int width, int64_t stride) {
+        return {static_cast<const char*>(cache) + int64_t(head) * width * 2, stride * 2, (width * 2 + 63) / 64};
+    }
     static void fetch(const Rows& rows, int64_t slot) {
         const char* line = rows.first + slot * rows.stride;
         for (int i = 0; i < rows.lines; i++) _mm_prefetch(line + 64 * i, _MM_HINT_T1);
     }
 
+   private:
     const int64_t* slots_;
-    Rows keys_, values_;
-    int count_, end_, next_ = 0;
-    bool shared_;
+    Rows keys_ = {}, values_ = {};
+    int num_keys_ = 0, num_rows_ = 0, done_ = 0;
 };
 
 // Scores of `num_groups` (a multiple of 2) groups of 16 keys for one or two row groups.
 template <int kRowGroups>
-void score(const Work& w, const char* queries, int num_groups, int count, Fetcher& fetcher) {
+void score(const Work& w, const char* queries, int num_groups, Fetcher& fetcher) {
     const char* more_queries = queries + w.steps * kTile;
     float* more_scores = w.scores + kSplit * 16;
     for (int g = 0; g < num_groups; g += 2) {
-        fetcher.reach(count + 16 * g + 32 + kAhead);
+        fetcher.reach(g + 2, 2 * num_groups);
         const char *first = static_cast<const char*>(w.groups[g].data), *second = static_cast<const char*>(w.groups[g + 1].data);
         const size_t first_stride = w.groups[g].stride, second_stride = w.groups[g + 1].stride;
         _tile_zero(0);
@@ -247,24 +243,91 @@ void score(const Work& w, const char* queries, int num_groups, int count, Fetche
     }
 }
 
-// Weighted sums of the values of `num_chunks` chunks of 32 keys, for one or two row groups.
-template <int kRowGroups>
-void mix(const Work& w, int num_chunks, float* out) {
+// Where a unit's values lie in the cache.
+struct Values {
+    const uint16_t* base;
+    int64_t stride;
+    const int64_t* slots;
+    int width, count, seen_by_all;  // keys from `count` on are zeros
+
+    Values(const Attention& a, const Unit& unit, const Work& w, int num_keys, int num_seen_by_all)
+        : base(static_cast<const uint16_t*>(a.values) + int64_t(unit.kv_head) * a.value_width),
+          stride(a.value_stride),
+          slots(w.slots),
+          width(a.value_width),
+          count(num_keys),
+          seen_by_all(num_seen_by_all) {}
+};
+
+// Interleaves 32 columns of 32 keys in pairs, to two tiles. Returns the columns with a value that is not finite and that
+// only some rows see.
+inline __mmask32 pack_chunk(const Values& v, int first_key, int column, char* to) {
+    if (first_key + 32 <= std::min(v.count, v.seen_by_all) && column + 32 <= v.width) {
+#pragma GCC unroll 4
+        for (int key = first_key; key < first_key + 32; key += 2, to += 64) {
+            const __m512i x = _mm512_loadu_si512(v.base + v.slots[key] * v.stride + column);
+            const __m512i y = _mm512_loadu_si512(v.base + v.slots[key + 1] * v.stride + column);
+            _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
+            _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
+        }
+        return 0;
+    }
+    const int width = std::min(32, v.width - column);
+    const __mmask32 part = width == 32 ? ~0u : (1u << width) - 1;
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 bad = 0;
+    const auto load = [&](int key) {
+        if (key >= v.count) return _mm512_setzero_si512();
+        const __m512i x = _mm512_maskz_loadu_epi16(part, v.base + v.slots[key] * v.stride + column);
+        if (key >= v.seen_by_all) bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent);
+        return x;
+    };
+    for (int key = first_key; key < first_key + 32; key += 2, to += 64) {
+        const __m512i x = load(key), y = load(key + 1);
+        _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
+        _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
+    }
+    return bad;
+}
+
+// Packs all values, for units of many rows, which use them often. Returns whether those that only some rows see are
+// finite.
+bool pack_values(const Work& w, const Values& v) {
+    __mmask32 bad = 0;
+    for (int key = 0; key < v.count; key += 32)
+        for (int column = 0; column < w.columns; column += 32)
+            bad |= pack_chunk(v, key, column, w.values + size_t(key / 32 * (w.columns / 16) + column / 16) * kTile);
+    return bad == 0;
+}
+
+// Weighted sums of the values of `num_chunks` chunks of 32 keys, for one or two row groups. Values are packed already, or
+// (few rows) on the way, through a small buffer; then it returns whether those that only some rows see are finite.
+template <int kRowGroups, bool kPacked>
+bool mix(const Work& w, const Values& v, int num_chunks, float* out, Fetcher* fetcher) {
     const char* more_weights = w.weights + kSplit / 32 * kTile;
-    const size_t stride = size_t(w.columns) * 4, chunk_bytes = size_t(w.columns / 16) * kTile;
+    const size_t stride = size_t(w.columns) * 4;
+    const int num_steps = num_chunks * w.columns / 32;
+    int step = 0;
+    __mmask32 bad = 0;
     for (int column = 0; column < w.columns; column += 32) {
-        const char* values = w.values + column / 16 * kTile;
         _tile_zero(0);
         _tile_zero(1);
         if constexpr (kRowGroups == 2) {
             _tile_zero(2);
             _tile_zero(3);
         }
-        for (int chunk = 0; chunk < num_chunks; chunk++) {
+        for (int chunk = 0; chunk < num_chunks; chunk++, step++) {
+            const char* values = w.values + size_t(chunk * (w.columns / 16) + column / 16) * kTile;
+            if constexpr (!kPacked) {
+                fetcher->reach(num_steps + step + 1, 2 * num_steps);
+                char* buffer = w.values + step % 4 * 2 * kTile;
+                bad |= pack_chunk(v, 32 * chunk, column, buffer);
+                values = buffer;
+            }
             _tile_loadd(4, w.weights + kTile * chunk, 64);
-            _tile_loadd(6, values + size_t(chunk) * chunk_bytes, 64);
+            _tile_loadd(6, values, 64);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, values + size_t(chunk) * chunk_bytes + kTile, 64);
+            _tile_loadd(7, values + kTile, 64);
             _tile_dpbf16ps(1, 4, 7);
             if constexpr (kRowGroups == 2) {
                 _tile_loadd(5, more_weights + kTile * chunk, 64);
@@ -277,41 +340,6 @@ void mix(const Work& w, int num_chunks, float* out) {
         if constexpr (kRowGroups == 2) {
             _tile_stored(2, out + 16 * w.columns + column, stride);
             _tile_stored(3, out + 16 * w.columns + column + 16, stride);
-        }
-    }
-}
-
-inline __mmask32 not_finite(__m512i x) {
-    const __m512i exponent = _mm512_set1_epi16(0x7f80);
-    return _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, exponent), exponent);
-}
-
-// Interleaves values of pairs of keys; keys from `count` on are zeros. Returns whether all values of the keys that only
-// some rows see, those from `seen_by_all` on, are finite.
-bool pack_values(const Attention& a, const Unit& unit, const Work& w, int count, int seen_by_all, Fetcher* fetcher) {
-    const uint16_t* base = static_cast<const uint16_t*>(a.values) + int64_t(unit.kv_head) * a.value_width;
-    const size_t chunk_bytes = size_t(w.columns / 16) * kTile;
-    __mmask32 bad = 0;
-    for (int key = 0; key < round_to(count, 32); key += 2) {
-        if (fetcher) fetcher->reach(key + 2 + kAhead);
-        const uint16_t* even = base + w.slots[std::min(key, count - 1)] * a.value_stride;
-        const uint16_t* odd = base + w.slots[std::min(key + 1, count - 1)] * a.value_stride;
-        char* to = w.values + size_t(key / 32) * chunk_bytes + key % 32 / 2 * 64;
-        int column = 0;
-        if (key + 1 < count && key + 1 < seen_by_all)
-            for (; column + 32 <= a.value_width; column += 32, to += 2 * kTile) {
-                const __m512i x = _mm512_loadu_si512(even + column), y = _mm512_loadu_si512(odd + column);
-                _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
-                _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
-            }
-        for (; column < w.columns; column += 32, to += 2 * kTile) {
-            const int width = std::min(32, a.value_width - column);
-            const __mmask32 part = width == 32 ? ~0u : (1u << width) - 1;
-            const __m512i x = _mm512_maskz_loadu_epi16(key < count ? part : 0, even + column);
-            const __m512i y = _mm512_maskz_loadu_epi16(key + 1 < count ? part : 0, odd + column);
-            if (key + 1 >= seen_by_all) bad |= not_finite(x) | not_finite(y);
-            _mm512_store_si512(to, _mm512_unpacklo_epi16(x, y));
-            _mm512_store_si512(to + kTile, _mm512_unpackhi_epi16(x, y));
         }
     }
     return bad == 0;
@@ -376,26 +404,41 @@ class Kernel final : public AttentionKernel {
         }
     }
 
-    void attend(const Attention& a, const Unit& unit, int split, void* scratch, float* data) const override {
+    void attend(const Attention& a, const Piece& piece, const Piece* next, void* scratch, float* data) const override {
+        const Unit& unit = *piece.unit;
         Work w;
         lay_out(a, static_cast<char*>(scratch), w);
         w.rows = round_to(unit.num_rows, 16);
-        const int start = split * kSplit;
+        const int start = piece.split * kSplit;
         for (int i = 0; i < w.rows; i++)
             w.visible[i] = num_visible(a, unit, unit.first_row + std::min(i, unit.num_rows - 1), start);
         const int count = w.visible[w.rows - 1];
-        const int known = std::min(count + kAhead, a.pages->context_lens[unit.sequence] - start);
-        find_slots(*a.pages, unit.sequence, start, known, w.slots);
-        Fetcher fetcher(a, unit, w, count, known);
-        if (split) fetcher.skip(kAhead);
+        find_slots(*a.pages, unit.sequence, start, count, w.slots);
+        find_keys(a, unit, w, count);
         const TileConfig config;
         _tile_loadconfig(&config);
-        const bool clean = pack_values(a, unit, w, count, w.visible[0], &fetcher);
-        find_keys(a, unit, w, count);
+        const Values values(a, unit, w, count, w.visible[0]);
         const Partial partial(data, w.rows);
+        const bool few = unit.num_rows <= kFewRows;
+        Fetcher fetcher(a, few ? next : nullptr, w.next_slots);
+        bool clean = few || pack_values(w, values);
         for (int row = 0; row < w.rows; row += 32) {
             const int groups = std::min(2, (w.rows - row) / 16);
-            attend_rows(a, w, row, groups, count, fetcher, partial);
+            const int num_keys = round_to(w.visible[row + 16 * groups - 1], 32);
+            const char* queries = w.queries + row / 16 * w.steps * kTile;
+            groups == 2 ? score<2>(w, queries, num_keys / 16, fetcher) : score<1>(w, queries, num_keys / 16, fetcher);
+            for (int g = 0; g < groups; g++)
+                softmax(w.scores + g * kSplit * 16, num_keys, w.visible + row + 16 * g, a.scale,
+                        w.weights + g * (kSplit / 32) * kTile, partial.maxima + row + 16 * g,
+                        partial.sums + row + 16 * g);
+            float* out = partial.values + row * w.columns;
+            const int chunks = num_keys / 32;
+            if (!few)
+                groups == 2 ? mix<2, true>(w, values, chunks, out, nullptr)
+                            : mix<1, true>(w, values, chunks, out, nullptr);
+            else
+                clean = groups == 2 ? mix<2, false>(w, values, chunks, out, &fetcher)
+                                    : mix<1, false>(w, values, chunks, out, &fetcher);
             if (!clean) mix_by_token(a, unit, w, row, groups, partial);
         }
         _tile_release();
@@ -447,18 +490,6 @@ class Kernel final : public AttentionKernel {
     }
 
    private:
-    static void attend_rows(const Attention& a, const Work& w, int row, int groups, int count, Fetcher& fetcher,
-                            const Partial& partial) {
-        const int num_keys = round_to(w.visible[row + 16 * groups - 1], 32);
-        const char* queries = w.queries + row / 16 * w.steps * kTile;
-        groups == 2 ? score<2>(w, queries, num_keys / 16, count, fetcher) : score<1>(w, queries, num_keys / 16, count, fetcher);
-        for (int g = 0; g < groups; g++)
-            softmax(w.scores + g * kSplit * 16, num_keys, w.visible + row + 16 * g, a.scale,
-                    w.weights + g * (kSplit / 32) * kTile, partial.maxima + row + 16 * g, partial.sums + row + 16 * g);
-        float* out = partial.values + row * w.columns;
-        groups == 2 ? mix<2>(w, num_keys / 32, out) : mix<1>(w, num_keys / 32, out);
-    }
-
     // A value that some rows must not see is not finite, and zero times it is NaN: mix once per token, with the values
     // behind that token's position taken as zeros.
     static void mix_by_token(const Attention& a, const Unit& unit, const Work& w, int row, int groups,
@@ -467,12 +498,13 @@ class Kernel final : public AttentionKernel {
         for (int first = row, last; first < end; first = last) {
             for (last = first + 1; last < end && w.visible[last] == w.visible[first];) last++;
             if (w.visible[first] == 0) continue;
-            pack_values(a, unit, w, w.visible[first], kSplit, nullptr);
-            mix<2>(w, round_to(w.visible[first], 32) / 32, w.spare);
+            const Values values(a, unit, w, w.visible[first], kSplit);
+            pack_values(w, values);
+            mix<2, true>(w, values, round_to(w.visible[first], 32) / 32, w.spare, nullptr);
             std::memcpy(partial.values + first * w.columns, w.spare + (first - row) * w.columns,
                         size_t((last - first) * w.columns) * 4);
         }
-        pack_values(a, unit, w, w.visible[w.rows - 1], kSplit, nullptr);
+        pack_values(w, Values(a, unit, w, w.visible[w.rows - 1], kSplit));
     }
 };
 

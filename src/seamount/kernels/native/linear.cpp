@@ -56,6 +56,24 @@ SEAMOUNT_API void seamount_linear(const Matrix* w, const float* x, int64_t x_str
     multiply_rows(*w, rows, out, out_stride, add != 0);
 }
 
+// out += down(gate_up(norm(x))): rows are taken in blocks, so that what lies between the products stays small.
+SEAMOUNT_API void seamount_feed_forward(const Matrix* gate_up, const Matrix* down, const float* x, int64_t x_stride,
+                                        int64_t m, const float* norm_weight, float eps, float* out,
+                                        int64_t out_stride) {
+    auto& space = workspace();
+    const int64_t inner = out_columns(*gate_up), block = 512;
+    auto* between = space.inner.get_as<float>(size_t(std::min(m, block) * inner));
+    for (int64_t first = 0; first < m; first += block) {
+        const int64_t count = std::min(block, m - first);
+        const Source source{x + first * x_stride, x_stride, norm_weight, eps};
+        multiply_rows(*gate_up, prepare_rows(*gate_up, source, nullptr, count, space.rows, space.scales), between,
+                      inner, false);
+        const Source gated{between, inner, nullptr, 0};
+        multiply_rows(*down, prepare_rows(*down, gated, nullptr, count, space.rows, space.scales),
+                      out + first * out_stride, out_stride, true);
+    }
+}
+
 // One product per head: rows x[t, h, :k] (strides in floats) with `w[h]`, to out[t, h, :n].
 SEAMOUNT_API void seamount_linear_per_head(const Matrix* w, int64_t heads, const float* x, int64_t x_stride,
                                            int64_t x_head_stride, int64_t m, float* out, int64_t out_stride,

@@ -27,6 +27,94 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
+struct Target {
+    const Matrix& w;
+    const Rows& rows;
+    float* out;  // place of row 0 and packed column 0; gated: of row 0 and column 0 of the gated product
+    int64_t stride;
+    bool add;
+    float* partial;  // gated, several chunks: [kBlockRows][32] sums of a pair of panels
+};
+
+// Sums of a block leave the tiles for memory at once and reach their place while the next block is multiplied: tiles
+// and vectors work side by side.
+template <bool kInt>
+class Drain {
+   public:
+    explicit Drain(const Target& to, uint8_t* memory) : to_(to), memory_(memory) {}
+
+    // Memory for the sums of the block that is being multiplied: tiles of 16 x 16, two panels side by side.
+    uint8_t* next_sums() { return memory_ + (turn_ ^= 1) * 4 * kTileBytes; }
+
+    void begin(const uint8_t* sums, int64_t row, int64_t panel, bool two_panels, int64_t chunk) {
+        sums_ = sums;
+        row_ = row;
+        panel_ = panel;
+        two_panels_ = two_panels;
+        chunk_ = chunk;
+        done_ = 0;
+        count_ = int(std::min<int64_t>(32, to_.rows.m - row));
+    }
+    int left() const { return count_ - done_; }
+    inline void some(int most) {
+        for (; most > 0 && done_ < count_; most--) finish_row(done_++);
+    }
+
+   private:
+    inline f32x16 scaled(int row, int panel) const {
+        const uint8_t* from = sums_ + (row / 16 * 2 + panel) * kTileBytes + row % 16 * 64;
+        if constexpr (!kInt) return load<f32x16>(from);
+        const int64_t chunks = num_chunks(num_tiles(to_.w));
+        const f32x16 scale = load<f32x16>(to_.w.scale + (panel_ + panel) * kPanel);
+        return __builtin_convertvector(load<i32x16>(from), f32x16) *
+               (scale * to_.rows.scale[(row_ + row) * chunks + chunk_]);
+    }
+    inline f32x16 start(int panel) const {
+        return to_.w.bias ? load<f32x16>(to_.w.bias + (panel_ + panel) * kPanel) : splat(0);
+    }
+    inline void finish_row(int row) {
+        if (to_.w.gated) return finish_gated(row);
+        for (int panel = 0; panel < (two_panels_ ? 2 : 1); panel++) {
+            const int64_t column = (panel_ + panel) * kPanel;
+            float* out = to_.out + (row_ + row) * to_.stride + column;
+            const int columns = int(std::min<int64_t>(kPanel, to_.w.n - column));
+            const bool whole = columns == kPanel, fresh = !chunk_ && !to_.add;
+            f32x16 value = fresh ? splat(0) : whole ? load<f32x16>(out) : load_part(out, columns);
+            if (!chunk_) value += start(panel);
+            value += scaled(row, panel);
+            if (whole)
+                store(out, value);
+            else
+                store_part(out, value, columns);
+        }
+    }
+    inline void finish_gated(int row) {
+        const int64_t chunks = num_chunks(num_tiles(to_.w));
+        float* partial = to_.partial + (row_ + row) % kBlockRows * 2 * kPanel;
+        f32x16 gate = (chunk_ ? load<f32x16>(partial) : start(0)) + scaled(row, 0);
+        f32x16 up = (chunk_ ? load<f32x16>(partial + kPanel) : start(1)) + scaled(row, 1);
+        if (chunk_ + 1 < chunks) {
+            store(partial, gate);
+            store(partial + kPanel, up);
+            return;
+        }
+        const int64_t column = panel_ / 2 * kPanel, columns = std::min<int64_t>(kPanel, to_.w.n / 2 - column);
+        float* out = to_.out + (row_ + row) * to_.stride + column;
+        const f32x16 value = silu(gate) * up;
+        if (columns == kPanel)
+            store(out, value);
+        else
+            store_part(out, value, int(columns));
+    }
+
+    const Target& to_;
+    uint8_t* memory_;
+    const uint8_t* sums_ = nullptr;
+    int64_t row_ = 0, panel_ = 0, chunk_ = 0;
+    bool two_panels_ = false;
+    int turn_ = 0, done_ = 0, count_ = 0;
+};
+
 // Tiles 0-3 hold sums, 4-5 rows of activations, 6-7 weights.
 // A macro, because the instructions take literal numbers only.
 #define MULTIPLY_TILE(sums, a, b) \
@@ -37,10 +125,12 @@ struct alignas(64) TileConfig {
             _tile_dpbf16ps(sums, a, b); \
     } while (0)
 
-// Adds `count` tiles of products of one or two row tiles and one or two panels to the sums.
+// Adds `count` tiles of products of one or two row tiles and one or two panels to the sums; drains the block before,
+// and fetches `ahead_bytes` per tile from `ahead` on.
 template <bool kInt, bool kTwoRows, bool kTwoPanels>
 inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* b0, const uint8_t* b1, int64_t count,
-                           const uint8_t* ahead, int64_t ahead_bytes) {
+                           const uint8_t* ahead, int64_t ahead_bytes, Drain<kInt>& drain) {
+    const int share = int((drain.left() + count - 1) / count);
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = t * kTileBytes;
         _tile_loadd(6, b0 + at, 64);
@@ -56,6 +146,7 @@ inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* 
             if constexpr (kTwoPanels) MULTIPLY_TILE(3, 5, 7);
         }
         for (int64_t i = 0; i < ahead_bytes; i += 64) _mm_prefetch(ahead + t * ahead_bytes + i, _MM_HINT_T1);
+        drain.some(share);
     }
 }
 
@@ -66,51 +157,16 @@ inline void zero_sums() {
     _tile_zero(3);
 }
 
-struct Target {
-    const Matrix& w;
-    const Rows& rows;
-    float* out;  // place of row 0 and packed column 0
-    int64_t stride;
-    int64_t columns;
-    bool add;
-};
-
-// Adds a tile of sums (16 x 16, of one chunk) to the output, scaled.
-void finish_tile(const Target& to, const void* sums, int64_t row, int64_t column, int64_t chunk, int64_t chunks) {
-    const Matrix& w = to.w;
-    if (row >= to.rows.m || column >= to.columns) return;
-    const int64_t last = std::min<int64_t>(row + 16, to.rows.m);
-    const int columns = int(std::min<int64_t>(16, to.columns - column));
-    const bool integers = w.kind != kBF16;
-    const f32x16 scale = integers ? load<f32x16>(w.scale + column) : splat(1);
-    const f32x16 bias = w.bias && !chunk ? load<f32x16>(w.bias + column) : splat(0);
-    const bool fresh = !chunk && !to.add;
-    for (int64_t r = row; r < last; r++) {
-        auto* from = static_cast<const uint8_t*>(sums) + (r - row) * 64;
-        float* out = to.out + r * to.stride + column;
-        f32x16 value = fresh ? splat(0) : columns == 16 ? load<f32x16>(out) : load_part(out, columns);
-        if (!chunk) value += bias;
-        if (integers)
-            value += __builtin_convertvector(load<i32x16>(from), f32x16) * (scale * to.rows.scale[r * chunks + chunk]);
-        else
-            value += load<f32x16>(from);
-        if (columns == 16)
-            store(out, value);
-        else
-            store_part(out, value, columns);
-    }
-}
-
-template <bool kTwoRows, bool kTwoPanels>
-inline void finish(const Target& to, uint8_t* sums, int64_t row, int64_t column, int64_t chunk, int64_t chunks) {
+// The sums leave the tiles; the block before has left its memory.
+template <bool kInt, bool kTwoRows, bool kTwoPanels>
+inline void store_sums(Drain<kInt>& drain, int64_t row, int64_t panel, int64_t chunk) {
+    drain.some(32);
+    uint8_t* sums = drain.next_sums();
     _tile_stored(0, sums, 64);
     if constexpr (kTwoPanels) _tile_stored(1, sums + kTileBytes, 64);
     if constexpr (kTwoRows) _tile_stored(2, sums + 2 * kTileBytes, 64);
     if constexpr (kTwoRows && kTwoPanels) _tile_stored(3, sums + 3 * kTileBytes, 64);
-    finish_tile(to, sums, row, column, chunk, chunks);
-    if constexpr (kTwoPanels) finish_tile(to, sums + kTileBytes, row, column + 16, chunk, chunks);
-    if constexpr (kTwoRows) finish_tile(to, sums + 2 * kTileBytes, row + 16, column, chunk, chunks);
-    if constexpr (kTwoRows && kTwoPanels) finish_tile(to, sums + 3 * kTileBytes, row + 16, column + 16, chunk, chunks);
+    drain.begin(sums, row, panel, kTwoPanels, chunk);
 }
 
 struct Weights {
@@ -118,22 +174,22 @@ struct Weights {
     const uint8_t* groups[2];  // int4
 };
 
-// One chunk, rows `row` to `row + 32`, weights as they are stored or unpacked by the caller.
+// One chunk, rows `row` to `row + 32`; weights as they are stored, or unpacked by the caller.
 template <bool kInt, bool kTwoRows, bool kTwoPanels>
-void block(const Target& to, int64_t row, int64_t column, int64_t chunk, const uint8_t* b0, const uint8_t* b1,
-           const uint8_t* ahead, int64_t ahead_bytes, uint8_t* sums) {
+void block(const Target& to, Drain<kInt>& drain, int64_t row, int64_t panel, int64_t chunk, const uint8_t* b0,
+           const uint8_t* b1, const uint8_t* ahead, int64_t ahead_bytes) {
     const int64_t tiles = num_tiles(to.w), first = chunk * kChunkTiles;
     const int64_t count = std::min(kChunkTiles, tiles - first);
     auto* a0 = static_cast<const uint8_t*>(to.rows.data) + (row / 16 * tiles + first) * kTileBytes;
     zero_sums();
-    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, ahead, ahead_bytes);
-    finish<kTwoRows, kTwoPanels>(to, sums, row, column, chunk, num_chunks(tiles));
+    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, ahead, ahead_bytes, drain);
+    store_sums<kInt, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
 
 // As `block`, for int4 and few rows: unpacks a slice, uses it, goes on.
 template <bool kTwoRows, bool kTwoPanels>
-void block_int4(const Target& to, int64_t row, int64_t column, int64_t chunk, const Weights& from, uint8_t* unpacked,
-                uint8_t* sums) {
+void block_int4(const Target& to, Drain<true>& drain, int64_t row, int64_t panel, int64_t chunk, const Weights& from,
+                uint8_t* unpacked) {
     const int64_t tiles = num_tiles(to.w), first = chunk * kChunkTiles;
     const int64_t end = std::min(tiles, first + kChunkTiles);
     auto* a = static_cast<const uint8_t*>(to.rows.data) + row / 16 * tiles * kTileBytes;
@@ -150,119 +206,101 @@ void block_int4(const Target& to, int64_t row, int64_t column, int64_t chunk, co
             }
         const uint8_t* a0 = a + t * kTileBytes;
         multiply_tiles<true, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, slice, slice + kSlice * kTileBytes,
-                                                   count, a0, 0);
+                                                   count, a0, 0, drain);
     }
-    finish<kTwoRows, kTwoPanels>(to, sums, row, column, chunk, num_chunks(tiles));
+    store_sums<true, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
 
-template <bool kTwoPanels>
-void few_rows(const Target& to, int64_t panel, const Weights& from, uint8_t* scratch) {
+// All rows, one or two panels: every weight is read from memory once.
+template <bool kInt, bool kTwoPanels>
+void few_rows(const Target& to, Drain<kInt>& drain, int64_t panel, uint8_t* unpacked) {
     const Matrix& w = to.w;
-    uint8_t *sums = scratch, *unpacked = scratch + 4 * kTileBytes;
+    const int64_t bytes = panel_bytes(w);
+    auto* data = static_cast<const uint8_t*>(w.data) + panel * bytes;
+    Weights from{{data, data + bytes}, {nullptr, nullptr}};
+    if (w.kind == kInt4)
+        for (int p = 0; p < 2; p++) from.groups[p] = w.group_scale + (panel + p) * num_groups(w) * 32;
     for (int64_t chunk = 0; chunk < num_chunks(num_tiles(w)); chunk++) {
-        const uint8_t* b0 = from.tiles[0] + chunk * kChunkBytes * 16;
-        const uint8_t* b1 = kTwoPanels ? from.tiles[1] + chunk * kChunkBytes * 16 : b0;
+        const uint8_t* b0 = from.tiles[0] + chunk * kChunkTiles * kTileBytes;
+        const uint8_t* b1 = from.tiles[kTwoPanels ? 1 : 0] + chunk * kChunkTiles * kTileBytes;
         for (int64_t row = 0; row < to.rows.m; row += 32) {
             const bool two = row + 16 < to.rows.m;
-            const int64_t column = panel * kPanel;
-            if (w.kind == kInt4)
-                two ? block_int4<true, kTwoPanels>(to, row, column, chunk, from, unpacked, sums)
-                    : block_int4<false, kTwoPanels>(to, row, column, chunk, from, unpacked, sums);
-            else if (w.kind == kInt8)
-                two ? block<true, true, kTwoPanels>(to, row, column, chunk, b0, b1, b0 + 2048, 1024, sums)
-                    : block<true, false, kTwoPanels>(to, row, column, chunk, b0, b1, b0 + 2048, 1024, sums);
-            else
-                two ? block<false, true, kTwoPanels>(to, row, column, chunk, b0, b1, b0 + 2048, 1024, sums)
-                    : block<false, false, kTwoPanels>(to, row, column, chunk, b0, b1, b0 + 2048, 1024, sums);
+            if constexpr (kInt) {
+                if (w.kind == kInt4) {
+                    two ? block_int4<true, kTwoPanels>(to, drain, row, panel, chunk, from, unpacked)
+                        : block_int4<false, kTwoPanels>(to, drain, row, panel, chunk, from, unpacked);
+                    continue;
+                }
+            }
+            two ? block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, b0 + 2048, kTileBytes)
+                : block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, b0 + 2048, kTileBytes);
         }
     }
 }
 
-// A chunk of two panels against a block of rows; the next panels' weights are fetched meanwhile.
+// One chunk of two panels (or of the last, odd one) against a block of rows; the next panels' weights are fetched
+// meanwhile.
 template <bool kInt, bool kTwoPanels>
-void many_rows(const Target& to, int64_t first_row, int64_t last_row, int64_t panel, int64_t chunk, const uint8_t* b0,
-               const uint8_t* b1, const uint8_t* next, int64_t next_bytes, uint8_t* sums) {
-    const int64_t pairs = (last_row - first_row + 31) / 32;
-    const int64_t tiles = std::min(kChunkTiles, num_tiles(to.w) - chunk * kChunkTiles);
-    const int64_t share = std::max<int64_t>(64, round_up(next_bytes / (pairs * tiles), 64));
-    for (int64_t row = first_row; row < last_row; row += 32) {
-        const int64_t at = (row - first_row) / 32 * tiles * share;
-        const int64_t ahead = at + tiles * share <= next_bytes ? share : 0;
-        if (row + 16 < last_row)
-            block<kInt, true, kTwoPanels>(to, row, panel * kPanel, chunk, b0, b1, next + at, ahead, sums);
-        else
-            block<kInt, false, kTwoPanels>(to, row, panel * kPanel, chunk, b0, b1, next + at, ahead, sums);
-    }
-}
-
-// One chunk of two panels (or of the last, odd one) against a block of rows.
-void multiply_chunk(const Target& to, int64_t first_row, int64_t last_row, int64_t panel, bool two, bool more,
-                    int64_t chunk, uint8_t* scratch) {
+void many_rows(const Target& to, Drain<kInt>& drain, int64_t first_row, int64_t last_row, int64_t panel, bool more,
+               int64_t chunk, uint8_t* unpacked) {
     const Matrix& w = to.w;
     const int64_t tiles = num_tiles(w), bytes = panel_bytes(w), stored_tile = bytes / tiles;
     const int64_t first = chunk * kChunkTiles, count = std::min(kChunkTiles, tiles - first);
-    uint8_t *sums = scratch, *unpacked = scratch + 4 * kTileBytes;
     auto* begin = static_cast<const uint8_t*>(w.data) + panel * bytes + first * stored_tile;
-    const uint8_t* b[2] = {begin, two ? begin + bytes : begin};
-    // The next two panels lie apart; fetching the first of them keeps the stream going.
-    const uint8_t* next = begin + 2 * bytes;
-    const int64_t next_bytes = more ? count * stored_tile : 0;
-    if (w.kind == kInt4) {
-        for (int p = 0; p < (two ? 2 : 1); p++) {
+    const uint8_t* b[2] = {begin, kTwoPanels ? begin + bytes : begin};
+    if (w.kind == kInt4)
+        for (int p = 0; p < (kTwoPanels ? 2 : 1); p++) {
             const uint8_t* groups = w.group_scale + (panel + p) * num_groups(w) * 32;
             uint8_t* to_tiles = unpacked + p * kChunkTiles * kTileBytes;
             for (int64_t t = 0; t < count; t++)
                 unpack_int4(b[p] + t * stored_tile, groups, first + t, w.group, to_tiles + t * kTileBytes);
             b[p] = to_tiles;
         }
+    // The next two panels lie apart: half of the blocks of rows fetch the first of them, half the second.
+    const int64_t blocks = (last_row - first_row + 31) / 32, half = std::max<int64_t>(1, blocks / 2);
+    const int64_t share = round_up((count * stored_tile + half * count - 1) / (half * count), 64);
+    for (int64_t i = 0; i < blocks; i++) {
+        const int64_t row = first_row + i * 32, at = i % half * count * share;
+        const uint8_t* ahead = begin + (i < half ? 2 : 3) * bytes + at;
+        const int64_t ahead_bytes = more && at < count * stored_tile ? share : 0;
+        if (row + 16 < last_row)
+            block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], ahead, ahead_bytes);
+        else
+            block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], ahead, ahead_bytes);
     }
-    if (w.kind == kBF16)
-        two ? many_rows<false, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
-            : many_rows<false, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
-    else
-        two ? many_rows<true, true>(to, first_row, last_row, panel, chunk, b[0], b[1], next, next_bytes, sums)
-            : many_rows<true, false>(to, first_row, last_row, panel, chunk, b[0], b[0], next, 0, sums);
 }
 
-void multiply_many(const Target& to, int64_t first_panel, int64_t last_panel, uint8_t* scratch) {
-    const int64_t chunks = num_chunks(num_tiles(to.w));
-    for (int64_t first_row = 0; first_row < to.rows.m; first_row += kBlockRows)
-        for (int64_t chunk = 0; chunk < chunks; chunk++)
-            for (int64_t panel = first_panel; panel < last_panel; panel += 2)
-                multiply_chunk(to, first_row, std::min<int64_t>(to.rows.m, first_row + kBlockRows), panel,
-                               panel + 1 < last_panel, panel + 2 < last_panel, chunk, scratch);
-}
-
-void multiply_few(const Target& to, int64_t panel, bool two, uint8_t* scratch) {
+template <bool kInt>
+void multiply_kind(const Target& to, int64_t first_panel, int64_t last_panel, uint8_t* scratch) {
     const Matrix& w = to.w;
-    auto* data = static_cast<const uint8_t*>(w.data) + panel * panel_bytes(w);
-    Weights from{{data, data + panel_bytes(w)}, {nullptr, nullptr}};
-    if (w.kind == kInt4)
-        for (int p = 0; p < 2; p++) from.groups[p] = w.group_scale + (panel + p) * num_groups(w) * 32;
-    two ? few_rows<true>(to, panel, from, scratch) : few_rows<false>(to, panel, from, scratch);
-}
-
-// Sums of a pair of panels stay in scratch memory until they are whole, and leave it gated.
-void multiply_gated(const Matrix& w, const Rows& rows, float* out, int64_t stride, int64_t first_panel,
-                    int64_t last_panel, uint8_t* scratch, float* pairs) {
-    const int64_t chunks = num_chunks(num_tiles(w));
-    // All chunks of a block of rows are read again for each pair: they must stay in the cache together.
-    const int64_t block = std::max<int64_t>(64, kBlockRows / chunks / 32 * 32);
-    for (int64_t first_row = 0; first_row < rows.m; first_row += block) {
-        const int64_t last_row = std::min(rows.m, first_row + block);
-        for (int64_t panel = first_panel; panel < last_panel; panel += 2) {
-            const Target to{w, rows, pairs - first_row * 2 * kPanel - panel * kPanel, 2 * kPanel,
-                            num_panels(w) * kPanel, false};
-            if (rows.m <= kFewRows)
-                multiply_few(to, panel, true, scratch);
-            else
-                for (int64_t chunk = 0; chunk < chunks; chunk++)
-                    multiply_chunk(to, first_row, last_row, panel, true, panel + 2 < last_panel, chunk, scratch);
-            const int64_t column = panel / 2 * kPanel;
-            avx512::table.gate(pairs, last_row - first_row, out + first_row * stride + column, stride,
-                               int(std::min<int64_t>(kPanel, out_columns(w) - column)));
-        }
+    Drain<kInt> drain(to, scratch);
+    uint8_t* unpacked = scratch + 8 * kTileBytes;
+    const int64_t chunks = num_chunks(num_tiles(w)), m = to.rows.m;
+    if (m <= kFewRows) {
+        for (int64_t panel = first_panel; panel < last_panel; panel += 2)
+            panel + 1 < last_panel ? few_rows<kInt, true>(to, drain, panel, unpacked)
+                                   : few_rows<kInt, false>(to, drain, panel, unpacked);
+        drain.some(32);
+        return;
     }
+    const auto chunk_of = [&](int64_t first_row, int64_t last_row, int64_t panel, int64_t chunk) {
+        const bool more = panel + 3 < last_panel;
+        panel + 1 < last_panel ? many_rows<kInt, true>(to, drain, first_row, last_row, panel, more, chunk, unpacked)
+                               : many_rows<kInt, false>(to, drain, first_row, last_row, panel, false, chunk, unpacked);
+    };
+    // Gated sums stay in scratch memory until they are whole: all chunks of a pair of panels follow one another, and
+    // so fewer rows at a time fit the cache.
+    const int64_t rows = w.gated ? std::max<int64_t>(64, kBlockRows / chunks / 32 * 32) : kBlockRows;
+    for (int64_t first = 0; first < m; first += rows) {
+        const int64_t last = std::min(m, first + rows);
+        if (w.gated)
+            for (int64_t panel = first_panel; panel < last_panel; panel += 2)
+                for (int64_t chunk = 0; chunk < chunks; chunk++) chunk_of(first, last, panel, chunk);
+        else
+            for (int64_t chunk = 0; chunk < chunks; chunk++)
+                for (int64_t panel = first_panel; panel < last_panel; panel += 2) chunk_of(first, last, panel, chunk);
+    }
+    drain.some(32);
 }
 
 }  // namespace
@@ -272,17 +310,13 @@ void multiply(const Matrix& w, const Rows& rows, float* out, int64_t stride, boo
     if (!is_tiled(w.kind)) return avx512::table.multiply(w, rows, out, stride, add, first_panel, last_panel, scratch);
     const TileConfig config;
     _tile_loadconfig(&config);
-    const size_t tiles_bytes = size_t(4 + 2 * kChunkTiles) * kTileBytes;
+    const size_t tiles_bytes = size_t(8 + 2 * kChunkTiles) * kTileBytes;
     auto* memory = scratch.get_as<uint8_t>(tiles_bytes + kBlockRows * 2 * kPanel * sizeof(float));
-    const Target to{w, rows, out, stride, w.n, add};
-    if (w.gated)
-        multiply_gated(w, rows, out, stride, first_panel, last_panel, memory,
-                       reinterpret_cast<float*>(memory + tiles_bytes));
-    else if (rows.m > kFewRows)
-        multiply_many(to, first_panel, last_panel, memory);
+    const Target to{w, rows, out, stride, add, reinterpret_cast<float*>(memory + tiles_bytes)};
+    if (w.kind == kBF16)
+        multiply_kind<false>(to, first_panel, last_panel, memory);
     else
-        for (int64_t panel = first_panel; panel < last_panel; panel += 2)
-            multiply_few(to, panel, panel + 1 < last_panel, memory);
+        multiply_kind<true>(to, first_panel, last_panel, memory);
     _tile_release();
 }
 
