@@ -16,8 +16,8 @@ from .choice import (
     run_experts,
     run_packed_experts,
 )
-from .library import isa_name, library, why_missing
-from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, packed_feed_forward, set_threads
+from .library import describe, isa_name, library, why_missing
+from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, packed_feed_forward, packed_num_bytes, set_threads, want_large_pages
 from .pages import Pages
 from .reference import FP8_BLOCK, apply_rotary, dequantize_fp8_blocks, latent_attention, swiglu, write_cache
 
@@ -31,11 +31,13 @@ __all__ = [
     "apply_rotary",
     "causal_attention",
     "dequantize_fp8_blocks",
+    "describe",
     "isa_name",
     "latent_attention",
     "library",
     "packed_feed_forward",
     "packed_latent_attention",
+    "packed_num_bytes",
     "paged_attention",
     "rms_norm",
     "rotate_and_cache",
@@ -45,6 +47,7 @@ __all__ = [
     "run_packed_experts",
     "set_threads",
     "swiglu",
+    "want_large_pages",
     "why_missing",
     "write_cache",
 ]

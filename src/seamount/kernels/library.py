@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
+import torch
+
 from seamount.core.settings import cache_folder
 
 _SOURCES = Path(__file__).parent / "native"
@@ -52,6 +54,13 @@ def isa_name() -> str:
     """The instruction set that the library uses on this chip; empty where there is no library."""
     found = library()
     return "" if found is None else ISA_NAMES[found.seamount_choose_isa(len(ISA_NAMES) - 1)]
+
+
+def describe(device: torch.device) -> str:
+    """Which implementation computes on `device`, in words for people."""
+    if device.type != "cpu":
+        return "torch"
+    return f"compiled ({isa_name()})" if library() is not None else f"plain torch: {why_missing()}"
 
 
 @cache

@@ -23,6 +23,8 @@ DEFAULT_GROUP = 64
 _KINDS: dict[str, int] = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "int4": 4}
 _SOURCES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _PAGE = 4096
+_LARGE_PAGE = 2 * 2**20
+_PIECE_BYTES = 64 * 2**20
 # The kernels fetch a little ahead of what they read.
 _SLACK = 2 * _PAGE
 
@@ -66,10 +68,14 @@ class _Functions:
         ]
         self.pack = lib.seamount_pack
         self.pack.argtypes = [matrix, c_void_p, c_int32, c_int64, c_int64]
+        self.pack_codes = lib.seamount_pack_codes
+        self.pack_codes.argtypes = [matrix, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
         self.packed_bytes = lib.seamount_packed_bytes
         self.packed_bytes.argtypes, self.packed_bytes.restype = [matrix], c_int64
         self.norm = lib.seamount_norm
         self.norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
+        self.want_large_pages = lib.seamount_want_large_pages
+        self.want_large_pages.argtypes = [c_void_p, c_int64]
         self.set_threads = lib.seamount_set_threads
         self.set_threads.argtypes = [c_int32]
         for function in vars(self).values():
@@ -89,6 +95,41 @@ def functions() -> _Functions:
             raise RuntimeError("the compiled kernels are not there: ask library.why_missing()")
         _functions = _Functions(lib)
     return _functions
+
+
+class _Arena:
+    """Memory for packed weights in large pieces on large pages, so that a small matrix is read as fast as a big one.
+
+    A piece goes back to the system when the last matrix in it is gone.
+    """
+
+    def __init__(self) -> None:
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> Tensor:
+        """`num_bytes` bytes that begin at a page, with some readable bytes behind them."""
+        size = -(-(num_bytes + _SLACK) // _PAGE) * _PAGE
+        if self._used + size > self._piece.numel():
+            memory = torch.empty(max(size, _PIECE_BYTES) + _LARGE_PAGE, dtype=torch.uint8)
+            offset = -memory.data_ptr() % _LARGE_PAGE
+            self._piece, self._used = memory[offset : memory.numel() - _LARGE_PAGE + offset], 0
+            functions().want_large_pages(self._piece.data_ptr(), self._piece.numel())
+        self._used += size
+        return self._piece[self._used - size : self._used - size + num_bytes]
+
+
+_arena = _Arena()
+
+
+def packed_num_bytes(
+    kind: Kind, num_outputs: int, num_inputs: int, *, group: int = DEFAULT_GROUP, gated: bool = False
+) -> int:
+    """What `PackedMatrix.num_bytes` of such a matrix will be."""
+    struct = _Matrix(_KINDS[kind], group, gated, num_outputs, num_inputs, None, None, None, None)
+    outputs = (-(-(num_outputs // 2) // PANEL) * 2 if gated else -(-num_outputs // PANEL)) * PANEL
+    per_output = {"int8": 4, "int4": 4 + 2 * -(-num_inputs // group)}.get(kind, 0)
+    return int(functions().packed_bytes(struct)) + outputs * per_output
 
 
 class PackedMatrix:
@@ -126,8 +167,8 @@ class PackedMatrix:
         self._num_panels = num_panels
         padded = num_panels * PANEL
         num_bytes = int(self._functions.packed_bytes(self.struct))
-        self._data = torch.empty(num_bytes + _PAGE + _SLACK, dtype=torch.uint8)
-        self.struct.data = -(-self._data.data_ptr() // _PAGE) * _PAGE
+        self._data = _arena.take(num_bytes)
+        self.struct.data = self._data.data_ptr()
         self.num_bytes = num_bytes
         if kind in ("int8", "int4"):
             self._scale = torch.zeros(padded)
@@ -147,16 +188,28 @@ class PackedMatrix:
 
         `start` is a multiple of 16, and so is R unless these are the last outputs; a gated matrix is packed as a whole.
         """
-        stop = start + rows.shape[0]
-        last = stop == self.num_outputs
-        whole = last and start == 0
-        fits = rows.shape[1] == self.num_inputs and rows.is_contiguous() and (whole or not self.gated)
-        if start % PANEL or (stop % PANEL and not last) or not fits:
-            raise ValueError(f"rows {start}:{stop} of shape {list(rows.shape)} cannot be packed by themselves")
-        # The kernel counts rows from the matrix's first one.
-        origin = rows.data_ptr() - start * self.num_inputs * rows.element_size()
-        last_panel = self._num_panels if last else stop // PANEL
-        self._functions.pack(self.struct, origin, _SOURCES[rows.dtype], start // PANEL, last_panel)
+        panels = self._panels_of(start, rows)
+        self._functions.pack(self.struct, _origin(rows, start), _SOURCES[rows.dtype], *panels)
+
+    def pack_codes(self, start: int, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> None:
+        """Pack rows that are codes already, under the conditions of `pack_rows`; the codes stay as they are.
+
+        Args:
+            codes: `[R, num_inputs]`, contiguous. int8: int8, value = scale * code. int4: uint8 from 0 to 15,
+                value = scale * (code - zero).
+            scales: fp32, contiguous. int8: `[R]`; int4: `[R, groups]`, the last group may be short.
+            zeros: int4 only: fp32 `[R, groups]`, in units of codes.
+        """
+        rows, groups = codes.shape[0], -(-self.num_inputs // self.group)
+        wanted = (torch.uint8, (rows, groups), (rows, groups)) if self.kind == "int4" else (torch.int8, (rows,), None)
+        given = (codes.dtype, tuple(scales.shape), None if zeros is None else tuple(zeros.shape))
+        factors = [scales] if zeros is None else [scales, zeros]
+        sound = all(part.dtype == torch.float32 and part.is_contiguous() for part in factors)
+        if given != wanted or self.kind not in ("int8", "int4") or not sound:
+            raise ValueError(f"codes, scales and zeros as {given} do not fit a matrix of {self.kind}: {wanted}")
+        panels = self._panels_of(start, codes)
+        of_zeros = None if zeros is None else _origin(zeros, start)
+        self._functions.pack_codes(self.struct, _origin(codes, start), _origin(scales, start), of_zeros, *panels)
 
     def multiply(
         self,
@@ -189,6 +242,15 @@ class PackedMatrix:
         )
         return out
 
+    def _panels_of(self, start: int, rows: Tensor) -> tuple[int, int]:
+        """First and last panel that rows from `start` on fill."""
+        stop = start + rows.shape[0]
+        last = stop == self.num_outputs
+        whole = last and start == 0
+        fits = rows.shape[1] == self.num_inputs and rows.is_contiguous() and (whole or not self.gated)
+        if start % PANEL or (stop % PANEL and not last) or not fits:
+            raise ValueError(f"rows {start}:{stop} of shape {list(rows.shape)} cannot be packed by themselves")
+        return start // PANEL, self._num_panels if last else stop // PANEL
 
     def _packed_order(self, values: Tensor) -> Tensor:
         """One fp32 number per output, as the panels want them: `[panels * 16]`."""
@@ -196,6 +258,11 @@ class PackedMatrix:
         padded = torch.zeros(halves.shape[0], -(-self.width // PANEL) * PANEL)
         padded[:, : self.width] = halves
         return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).flatten().contiguous()
+
+
+def _origin(rows: Tensor, start: int) -> int:
+    """Where row 0 would lie if `rows` began at row `start`: the kernel counts rows from the matrix's first one."""
+    return rows.data_ptr() - start * rows.stride(0) * rows.element_size()
 
 
 class PackedStack:
@@ -275,6 +342,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape)
     functions().norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, x.shape[0], x.shape[1], out.data_ptr())
     return out
+
+
+def want_large_pages(tensor: Tensor) -> None:
+    """Ask the system for 2 MB pages behind a CPU tensor that has not been touched yet; it may not grant them."""
+    if library() is not None and tensor.device.type == "cpu":
+        functions().want_large_pages(tensor.data_ptr(), tensor.nbytes)
 
 
 def set_threads(count: int) -> None:

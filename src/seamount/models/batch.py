@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seamount.kernels import Pages
+from seamount.kernels import Pages, want_large_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +29,14 @@ class CacheSpec:
 
     def allocate(self, num_slots: int, dtype: torch.dtype, device: torch.device) -> Cache:
         """Return memory for `num_slots` tokens, not set: a slot is written before it is read."""
-        return [
+        cache = [
             tuple(torch.empty(num_slots, *shape, dtype=dtype, device=device) for shape in self.shapes)
             for _ in range(self.num_layers)
         ]
+        for layer in cache:
+            for part in layer:
+                want_large_pages(part)
+        return cache
 
 
 Cache = list[tuple[Tensor, ...]]

@@ -115,3 +115,12 @@ SEAMOUNT_API void seamount_pack(const Matrix* w, const void* source, int32_t sou
         functions->pack(*w, source, source_kind, first, std::min(last_panel, first + step));
     });
 }
+
+SEAMOUNT_API void seamount_pack_codes(const Matrix* w, const uint8_t* codes, const float* scales, const float* zeros,
+                                      int64_t first_panel, int64_t last_panel) {
+    const int64_t step = 4;
+    parallel((last_panel - first_panel + step - 1) / step, [&](int64_t task, int) {
+        const int64_t first = first_panel + task * step;
+        functions->pack_codes(*w, codes, scales, zeros, first, std::min(last_panel, first + step));
+    });
+}

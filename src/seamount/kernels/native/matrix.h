@@ -94,6 +94,10 @@ using MultiplyFn = void (*)(const Matrix&, const Rows&, float* out, int64_t out_
 // Packs panels first..last) of a weight whose rows lie at `source` (kind f32, f16 or bf16), and sets their scales.
 using PackFn = void (*)(const Matrix&, const void* source, int32_t source_kind, int64_t first_panel,
                         int64_t last_panel);
+// Packs panels first..last) of an int8 or int4 weight from rows of codes [n][k], and sets their scales. int8: signed
+// codes, a scale per row. int4: value = scale * (code - zero), with scales and zeros [n][groups].
+using PackCodesFn = void (*)(const Matrix&, const uint8_t* codes, const float* scales, const float* zeros,
+                             int64_t first_panel, int64_t last_panel);
 using NormFn = void (*)(const float* x, int64_t stride, const float* weight, float eps, int64_t rows, int64_t k,
                         float* out);
 
@@ -106,6 +110,11 @@ struct Functions {
     void (*gate)(const float* pairs, int64_t rows, float* out, int64_t stride, int columns);
     // out[0..n) += w * x[0..n)
     void (*accumulate)(float* out, const float* x, float w, int64_t n);
+    // See heads.inc.
+    void (*normalize_head)(float* x, const float* weight, float eps, int64_t count);
+    void (*rotate_head)(const float* x, const float* cos, const float* sin, int64_t half, bool interleaved, float* out);
+    void (*store_head)(const float* from, int64_t count, int32_t kind, void* cache, int64_t offset);
+    PackCodesFn pack_codes;
 };
 extern const Functions* functions;
 

@@ -1,20 +1,16 @@
 // Between a projection and attention: norms of heads, rotary angles, and the write to the cache.
 //
-// Tokens are computed one by one, in an order that only the widths decide. The work is small beside the products before
-// it and the attention behind it, so one baseline build serves every chip.
+// Tokens are computed one by one, in an order that only the widths decide.
 
 #include <algorithm>
 
-#define SEAMOUNT_TARGET plain
-#include "vector.h"
+#include "matrix.h"
 
 namespace seamount {
 namespace {
 
-using namespace plain;
-
 // Fewer tokens than this are not worth waking another thread for.
-constexpr int64_t kTokensPerTask = 16;
+constexpr int64_t kTokensPerTask = 4;
 
 template <class F>
 void for_tokens(int64_t count, F&& body) {
@@ -22,51 +18,6 @@ void for_tokens(int64_t count, F&& body) {
         const int64_t end = std::min(count, (task + 1) * kTokensPerTask);
         for (int64_t t = task * kTokensPerTask; t < end; t++) body(t);
     });
-}
-
-// weight * x / root of the mean square, in place.
-void normalize(float* x, const float* weight, float eps, int count) {
-    f32x16 squares = splat(0);
-    int i = 0;
-    for (; i + 16 <= count; i += 16) {
-        const f32x16 v = load<f32x16>(x + i);
-        squares += v * v;
-    }
-    float total = sum(squares);
-    for (; i < count; i++) total += x[i] * x[i];
-    const float factor = 1.0f / std::sqrt(total / float(count) + eps);
-    for (i = 0; i < count; i++) x[i] = x[i] * factor * weight[i];
-}
-
-// Rotates one head, `x [2 * half]`, to `out` (another place), laid out in halves; see `reference.apply_rotary`.
-void rotate(const float* x, const float* cos, const float* sin, int half, bool interleaved, float* out) {
-    // Two loops, because only the second can be done several at a time.
-    for (int i = 0; interleaved && i < half; i++) {
-        const float a = x[2 * i], b = x[2 * i + 1];
-        out[i] = a * cos[i] - b * sin[i];
-        out[half + i] = b * cos[i] + a * sin[i];
-    }
-    for (int i = 0; !interleaved && i < half; i++) {
-        const float a = x[i], b = x[half + i];
-        out[i] = a * cos[i] - b * sin[i];
-        out[half + i] = b * cos[i] + a * sin[i];
-    }
-}
-
-void store_as(const float* from, int count, Kind kind, void* cache, int64_t offset) {
-    if (kind == kF32) {
-        std::memcpy(static_cast<float*>(cache) + offset, from, size_t(count) * 4);
-        return;
-    }
-    if (kind == kF16) {
-        _Float16* to = static_cast<_Float16*>(cache) + offset;
-        for (int i = 0; i < count; i++) to[i] = _Float16(from[i]);
-        return;
-    }
-    uint16_t* to = static_cast<uint16_t*>(cache) + offset;
-    int i = 0;
-    for (; i + 16 <= count; i += 16) store(to + i, plain::to_bf16(load<f32x16>(from + i)));
-    for (; i < count; i++) to[i] = seamount::to_bf16(from[i]);
 }
 
 float* thread_row(int count) {
@@ -91,14 +42,14 @@ SEAMOUNT_API void seamount_rotary_write(float* qkv, int64_t stride, int64_t num_
         float* rotated = thread_row(width);
         for (int h = 0; h < num_heads + num_kv_heads; h++, head += width) {
             const float* norm = h < num_heads ? q_norm : k_norm;
-            if (norm) normalize(head, norm, eps, width);
-            rotate(head, cos + t * (width / 2), sin + t * (width / 2), width / 2, interleaved, rotated);
+            if (norm) functions->normalize_head(head, norm, eps, width);
+            functions->rotate_head(head, cos + t * (width / 2), sin + t * (width / 2), width / 2, interleaved, rotated);
             if (h < num_heads)
                 std::memcpy(head, rotated, size_t(width) * 4);
             else
-                store_as(rotated, width, Kind(kind), keys, slots[t] * key_stride + int64_t(h - num_heads) * width);
+                functions->store_head(rotated, width, kind, keys, slots[t] * key_stride + int64_t(h - num_heads) * width);
         }
-        store_as(head, num_kv_heads * width, Kind(kind), values, slots[t] * value_stride);
+        functions->store_head(head, num_kv_heads * width, kind, values, slots[t] * value_stride);
     });
 }
 
@@ -116,12 +67,12 @@ SEAMOUNT_API void seamount_latent_write(float* kv, int64_t kv_stride, int64_t nu
         const float *c = cos + t * half, *s = sin + t * half;
         float* latent = kv + t * kv_stride;
         float* key = thread_row(rope_width);
-        normalize(latent, norm, eps, rank);
-        rotate(latent + rank, c, s, half, interleaved, key);
-        store_as(latent, rank, Kind(kind), cache, slots[t] * cache_stride);
-        store_as(key, rope_width, Kind(kind), cache, slots[t] * cache_stride + rank);
+        functions->normalize_head(latent, norm, eps, rank);
+        functions->rotate_head(latent + rank, c, s, half, interleaved, key);
+        functions->store_head(latent, rank, kind, cache, slots[t] * cache_stride);
+        functions->store_head(key, rope_width, kind, cache, slots[t] * cache_stride + rank);
         for (int64_t h = 0; h < num_heads; h++)
-            rotate(q + t * q_stride + h * (nope_width + rope_width) + nope_width, c, s, half, interleaved,
+            functions->rotate_head(q + t * q_stride + h * (nope_width + rope_width) + nope_width, c, s, half, interleaved,
                    absorbed + t * absorbed_stride + h * (rank + rope_width) + rank);
     });
 }
