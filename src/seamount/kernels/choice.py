@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -25,6 +26,18 @@ def _compiled(x: Tensor) -> bool:
         and not (torch.is_grad_enabled() and x.requires_grad)
         and library() is not None
     )
+
+
+# Between two layers nothing of these is needed: fresh memory for each, page by page, would cost more than the work.
+_workspaces: dict[str, Tensor] = {}
+
+
+def _workspace(name: str, *shape: int) -> Tensor:
+    size = math.prod(shape)
+    held = _workspaces.get(name)
+    if held is None or held.numel() < size:
+        held = _workspaces[name] = torch.empty(size)
+    return held[:size].view(shape)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -92,12 +105,13 @@ def packed_latent_attention(
     """
     to_latent, to_value = up
     num_tokens, num_heads, rank = q.shape[0], q.shape[1], norm_weight.shape[0]
-    absorbed = torch.empty(num_tokens, num_heads, latent_cache.shape[1])
+    absorbed = _workspace("absorbed", num_tokens, num_heads, latent_cache.shape[1])
     to_latent.multiply_heads(q, absorbed)
     cpu_attention.rotate_and_cache_latent(
         compressed, norm_weight, eps, q, absorbed, angles, latent_cache, slots, interleaved=interleaved
     )
-    mixed = cpu_attention.absorbed_attention(absorbed, latent_cache, rank, pages, scale)
+    mixed = _workspace("mixed", num_tokens, num_heads, rank)
+    cpu_attention.absorbed_attention(absorbed, latent_cache, rank, pages, scale, out=mixed)
     out = torch.empty(num_tokens, num_heads, to_value.matrices[0].num_outputs)
     to_value.multiply_heads(mixed, out)
     return out

@@ -59,13 +59,16 @@ _functions: _Functions | None = None
 _described: tuple[Pages, _Pages] | None = None
 
 
-def paged_attention(q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pages, scale: float) -> Tensor:
+def paged_attention(
+    q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pages, scale: float, out: Tensor | None = None
+) -> Tensor:
     """Causal attention of new tokens to cached keys and values, their own included.
 
     Args:
         q: fp32 `[T, H, D]`; the heads of a token lie side by side, tokens may be further apart.
         key_cache: `[num_slots, K, D]`; value_cache: `[num_slots, K, Dv]`, of the same dtype, heads side by side.
         scale: positive.
+        out: contiguous fp32 `[T, H, Dv]`, where the caller has memory for it.
 
     Returns:
         fp32 `[T, H, Dv]`.
@@ -86,7 +89,8 @@ def paged_attention(q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pa
     _check_heads(q)
     _check_heads(key_cache)
     _check_heads(value_cache)
-    out = torch.empty(num_tokens, num_heads, value_width)
+    if out is None:
+        out = torch.empty(num_tokens, num_heads, value_width)
     _entry().attention(
         q.data_ptr(),
         q.stride(0),
@@ -107,19 +111,22 @@ def paged_attention(q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pa
     return out
 
 
-def absorbed_attention(q: Tensor, latent_cache: Tensor, rank: int, pages: Pages, scale: float) -> Tensor:
+def absorbed_attention(
+    q: Tensor, latent_cache: Tensor, rank: int, pages: Pages, scale: float, out: Tensor
+) -> Tensor:
     """Latent attention between its two up-projections: one key head `[R + Dr]` that is also, up to R, the value.
 
     Args:
         q: fp32 `[T, H, R + Dr]`: the query's unrotated part times the key up-projection, then its rotated part.
         latent_cache: `[num_slots, R + Dr]`.
         rank: R.
+        out: contiguous fp32 `[T, H, R]`.
 
     Returns:
-        fp32 `[T, H, R]`, to go through the value up-projection.
+        `out`, to go through the value up-projection.
     """
     keys = latent_cache.unsqueeze(1)
-    return paged_attention(q, keys, keys[..., :rank], pages, scale)
+    return paged_attention(q, keys, keys[..., :rank], pages, scale, out)
 
 
 def rotate_and_cache(

@@ -78,21 +78,26 @@ SEAMOUNT_API void seamount_feed_forward(const Matrix* gate_up, const Matrix* dow
 SEAMOUNT_API void seamount_linear_per_head(const Matrix* w, int64_t heads, const float* x, int64_t x_stride,
                                            int64_t x_head_stride, int64_t m, float* out, int64_t out_stride,
                                            int64_t out_head_stride) {
-    parallel(heads, [&](int64_t head, int thread) {
+    // Few rows at a time, because a row of all heads is long: the rows of one head lie on many pages.
+    constexpr int64_t kRows = 64;
+    const int64_t blocks = (m + kRows - 1) / kRows;
+    parallel(heads * blocks, [&](int64_t task, int thread) {
         auto& space = workspace();
+        const int64_t head = task % heads, first = task / heads * kRows, count = std::min(kRows, m - first);
         const Matrix& of_head = w[head];
-        const Source source{x + head * x_head_stride, x_stride, nullptr, 0};
+        const Source source{x + first * x_stride + head * x_head_stride, x_stride, nullptr, 0};
         auto* scratch = space.row[thread].get_as<float>(size_t(round_up(of_head.k, 64) + 16));
-        void* packed = space.head_rows[thread].get(size_t(rows_bytes(of_head, m)));
+        void* packed = space.head_rows[thread].get(size_t(rows_bytes(of_head, count)));
         const bool integers = of_head.kind == kInt8 || of_head.kind == kInt4;
-        float* factors = integers ? space.head_scales[thread].get_as<float>(size_t(rows_scales(of_head, m))) : nullptr;
-        for (int64_t tile_row = 0; tile_row < (m + 15) / 16; tile_row++) {
+        float* factors =
+            integers ? space.head_scales[thread].get_as<float>(size_t(rows_scales(of_head, count))) : nullptr;
+        for (int64_t tile_row = 0; tile_row < (count + 15) / 16; tile_row++) {
             int64_t rows[16];
-            for (int64_t i = 0; i < 16; i++) rows[i] = tile_row * 16 + i < m ? tile_row * 16 + i : -1;
+            for (int64_t i = 0; i < 16; i++) rows[i] = tile_row * 16 + i < count ? tile_row * 16 + i : -1;
             functions->prepare(of_head, source, rows, tile_row, packed, factors, scratch);
         }
-        functions->multiply(of_head, {m, packed, factors}, out + head * out_head_stride, out_stride, false, 0,
-                            num_panels(of_head), space.multiply[thread]);
+        functions->multiply(of_head, {count, packed, factors}, out + first * out_stride + head * out_head_stride,
+                            out_stride, false, 0, num_panels(of_head), space.multiply[thread]);
     });
 }
 
