@@ -6,6 +6,7 @@ the implementation at run time, under the same names.
 """
 
 from .choice import (
+    argmax,
     causal_attention,
     packed_latent_attention,
     paged_attention,
@@ -29,6 +30,7 @@ __all__ = [
     "PackedStack",
     "Pages",
     "apply_rotary",
+    "argmax",
     "causal_attention",
     "dequantize_fp8_blocks",
     "describe",

@@ -47,6 +47,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return reference.rms_norm(x, weight, eps)
 
 
+def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value `[N]` of each row of `x [N, V]` and its index `[N]`; a NaN anywhere is the row's largest value."""
+    if x.stride(1) == 1 and _compiled(x):
+        return packed.argmax(x)
+    values, indices = x.max(dim=-1)
+    return values, indices
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """See `reference.causal_attention`."""
     if torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[1] == k.shape[1]:

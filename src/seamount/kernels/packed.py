@@ -51,9 +51,7 @@ class _Functions:
     def __init__(self, lib: ctypes.CDLL) -> None:
         matrix = ctypes.POINTER(_Matrix)
         self.linear = lib.seamount_linear
-        self.linear.argtypes = [
-            *(matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int32)
-        ]
+        self.linear.argtypes = [*(matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int32)]
         self.feed_forward = lib.seamount_feed_forward
         self.feed_forward.argtypes = [
             *(matrix, matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64)
@@ -74,6 +72,8 @@ class _Functions:
         self.packed_bytes.argtypes, self.packed_bytes.restype = [matrix], c_int64
         self.norm = lib.seamount_norm
         self.norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
+        self.argmax = lib.seamount_argmax
+        self.argmax.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
         self.want_large_pages = lib.seamount_want_large_pages
         self.want_large_pages.argtypes = [c_void_p, c_int64]
         self.set_threads = lib.seamount_set_threads
@@ -342,6 +342,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty(x.shape)
     functions().norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, x.shape[0], x.shape[1], out.data_ptr())
     return out
+
+
+def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest value and its first index of each row of fp32 `[N, V]`; a NaN anywhere is the row's largest value."""
+    values, indices = torch.empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
+    functions().argmax(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], values.data_ptr(), indices.data_ptr())
+    return values, indices
 
 
 def want_large_pages(tensor: Tensor) -> None:
