@@ -7,6 +7,7 @@ the implementation at run time, under the same names.
 
 from .choice import (
     argmax,
+    candidates,
     causal_attention,
     packed_latent_attention,
     paged_attention,
@@ -31,6 +32,7 @@ __all__ = [
     "Pages",
     "apply_rotary",
     "argmax",
+    "candidates",
     "causal_attention",
     "dequantize_fp8_blocks",
     "describe",

@@ -28,6 +28,8 @@ def _compiled(x: Tensor) -> bool:
     )
 
 
+_LEAST_TEMPERATURE = 1e-30
+
 # Between two layers nothing of these is needed: fresh memory for each, page by page, would cost more than the work.
 _workspaces: dict[str, Tensor] = {}
 
@@ -53,6 +55,26 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
         return packed.argmax(x)
     values, indices = x.max(dim=-1)
     return values, indices
+
+
+def candidates(row: Tensor, temperature: float, floor: float) -> tuple[Tensor, Tensor, float]:
+    """What a token is drawn from: weights `e^((x - best) / temperature)` of a row of logits.
+
+    Args:
+        row: fp32 `[V]`, its best one finite.
+        temperature: positive.
+        floor: columns of less weight are left out; the best one weighs 1.
+
+    Returns:
+        ids `[K]`, ascending; their weights `[K]`, fp64; and the sum of all weights, those left out included.
+    """
+    best = float(row.max())
+    # Below it the reciprocal is no fp32 number; in fp64 all is left to the best ones.
+    if row.stride(0) == 1 and temperature > _LEAST_TEMPERATURE and _compiled(row):
+        return packed.candidates(row, best, temperature, floor)
+    weights = ((row - best).double() / temperature).exp()
+    ids = (weights >= floor).nonzero().squeeze(1)
+    return ids, weights[ids], float(weights.sum())
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import byref, c_double, c_float, c_int32, c_int64, c_void_p
 from typing import Literal
 
 import torch
@@ -74,12 +74,15 @@ class _Functions:
         self.norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
         self.argmax = lib.seamount_argmax
         self.argmax.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
+        self.candidates = lib.seamount_candidates
+        self.candidates.argtypes = [c_void_p, c_int64, c_float, c_float, c_float, c_void_p, c_void_p, c_void_p]
+        self.candidates.restype = c_int64
         self.want_large_pages = lib.seamount_want_large_pages
         self.want_large_pages.argtypes = [c_void_p, c_int64]
         self.set_threads = lib.seamount_set_threads
         self.set_threads.argtypes = [c_int32]
         for function in vars(self).values():
-            if function is not self.packed_bytes:
+            if function not in (self.packed_bytes, self.candidates):
                 function.restype = None
 
 
@@ -349,6 +352,16 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     values, indices = torch.empty(x.shape[0]), torch.empty(x.shape[0], dtype=torch.int64)
     functions().argmax(x.data_ptr(), x.stride(0), x.shape[0], x.shape[1], values.data_ptr(), indices.data_ptr())
     return values, indices
+
+
+def candidates(row: Tensor, best: float, temperature: float, floor: float) -> tuple[Tensor, Tensor, float]:
+    """See `choice.candidates`."""
+    size = row.shape[0]
+    ids, weights, total = torch.empty(size, dtype=torch.int64), torch.empty(size), c_double()
+    kept = functions().candidates(
+        row.data_ptr(), size, best, 1 / temperature, floor, ids.data_ptr(), weights.data_ptr(), byref(total)
+    )
+    return ids[:kept], weights[:kept].double(), total.value
 
 
 def want_large_pages(tensor: Tensor) -> None:

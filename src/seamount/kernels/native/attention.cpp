@@ -80,7 +80,9 @@ void attend_splits(const Attention& a, const AttentionKernel& kernel, const std:
     thread_local Scratch waiting_memory;
     float* waiting = waiting_memory.get_as<float>(units.size() * size_t(wave + 1) * floats);
     // Place 0 of a unit holds its total.
-    const auto place = [&](int unit, int i) { return waiting + (size_t(unit) * size_t(wave + 1) + size_t(i)) * floats; };
+    const auto place = [&](int unit, int i) {
+        return waiting + (size_t(unit) * size_t(wave + 1) + size_t(i)) * floats;
+    };
     for (int first = 0; first < most; first += wave) {
         const int count = std::min(wave, most - first);
         const int run = std::clamp(num_units * count / (4 * num_threads()), 1, count);

@@ -16,7 +16,7 @@ namespace seamount {
 
 constexpr int kSplit = 256;
 
-// The new tokens of a flat batch and where their contexts lie; block b owns slots [b * block_size, (b + 1) * block_size).
+// The new tokens of a flat batch and where their contexts lie; block b owns the slots from b * block_size on.
 // The ABI with `kernels/cpu_attention.py`: keep both in step.
 struct Pages {
     int64_t num_sequences;

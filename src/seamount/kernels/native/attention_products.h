@@ -8,8 +8,8 @@ namespace seamount {
 namespace amx {
 namespace {
 
-// Fetches the keys and values of the piece of work that comes next into the second-level cache, a little with every step
-// of the present one, so that memory never rests while tiles multiply.
+// Fetches the keys and values of the piece of work that comes next into the second-level cache, a little with every
+// step of the present one, so that memory never rests while tiles multiply.
 class Fetcher {
    public:
     Fetcher(const Attention& a, const Piece* next, int64_t* slots) : slots_(slots) {
@@ -54,7 +54,8 @@ void score(const Work& w, const char* queries, int num_groups, Fetcher& fetcher)
     float* more_scores = w.scores + kSplit * 16;
     for (int g = 0; g < num_groups; g += 2) {
         fetcher.reach(g + 2, 2 * num_groups);
-        const char *first = static_cast<const char*>(w.groups[g].data), *second = static_cast<const char*>(w.groups[g + 1].data);
+        const char* first = static_cast<const char*>(w.groups[g].data);
+        const char* second = static_cast<const char*>(w.groups[g + 1].data);
         const size_t first_stride = w.groups[g].stride, second_stride = w.groups[g + 1].stride;
         _tile_zero(0);
         _tile_zero(1);
@@ -99,8 +100,8 @@ struct Values {
           seen_by_all(num_seen_by_all) {}
 };
 
-// Interleaves 32 columns of 32 keys in pairs, to two tiles. Returns the columns with a value that is not finite and that
-// only some rows see.
+// Interleaves 32 columns of 32 keys in pairs, to two tiles. Returns the columns with a value that is not finite and
+// that only some rows see.
 inline __mmask32 pack_chunk(const Values& v, int first_key, int column, char* to) {
     if (first_key + 32 <= std::min(v.count, v.seen_by_all) && column + 32 <= v.width) {
 #pragma GCC unroll 4
@@ -140,8 +141,8 @@ bool pack_values(const Work& w, const Values& v) {
     return bad == 0;
 }
 
-// Weighted sums of the values of `num_chunks` chunks of 32 keys, for one or two row groups. Values are packed already, or
-// (few rows) on the way, through a small buffer; then it returns whether those that only some rows see are finite.
+// Weighted sums of the values of `num_chunks` chunks of 32 keys, for one or two row groups. Values are packed already,
+// or (few rows) on the way, through a small buffer; then it returns whether those that only some rows see are finite.
 template <int kRowGroups, bool kPacked>
 bool mix(const Work& w, const Values& v, int num_chunks, float* out, Fetcher* fetcher) {
     const char* more_weights = w.weights + kSplit / 32 * kTile;
@@ -185,8 +186,8 @@ bool mix(const Work& w, const Values& v, int num_chunks, float* out, Fetcher* fe
     return bad == 0;
 }
 
-// Finds where each group of 16 keys lies: in the cache, if its slots follow each other and D fills tiles, else in a copy
-// with zeros behind D. Units of many rows read keys often: they copy them, to have them close and in a row.
+// Finds where each group of 16 keys lies: in the cache, if its slots follow each other and D fills tiles, else in a
+// copy with zeros behind D. Units of many rows read keys often: they copy them, to have them close and in a row.
 // What lies behind the last key is never used: its scores are masked.
 void find_keys(const Attention& a, const Unit& unit, Work& w, int count) {
     const uint16_t* base = static_cast<const uint16_t*>(a.keys) + int64_t(unit.kv_head) * a.width;

@@ -110,6 +110,8 @@ struct Functions {
     void (*gate)(const float* pairs, int64_t rows, float* out, int64_t stride, int columns);
     // out[0..n) += w * x[0..n)
     void (*accumulate)(float* out, const float* x, float w, int64_t n);
+    // out = e^((x - best) * inverse); returns the sum, to double precision and in a fixed order.
+    double (*weigh)(const float* x, int64_t count, float best, float inverse, float* out);
     // See heads.inc.
     void (*normalize_head)(float* x, const float* weight, float eps, int64_t count);
     void (*rotate_head)(const float* x, const float* cos, const float* sin, int64_t half, bool interleaved, float* out);

@@ -104,7 +104,8 @@ SEAMOUNT_API void seamount_route(const float* logits, int64_t stride, int64_t nu
                                  const float* bias, int32_t router, int32_t num_chosen, int32_t num_groups,
                                  int32_t num_chosen_groups, int32_t normalize, float scale, float* weights,
                                  int32_t* ids) {
-    const Route route{num_experts, num_chosen, num_groups, num_chosen_groups, bias, Router(router), normalize != 0, scale};
+    const Route route{num_experts, num_chosen,     num_groups,     num_chosen_groups,
+                      bias,        Router(router), normalize != 0, scale};
     parallel((num_tokens + kTokensPerTask - 1) / kTokensPerTask, [&](int64_t task, int) {
         thread_local Scratch memory;
         float* scratch = memory.get_as<float>(size_t(5 * (num_experts + 16)));
