@@ -37,6 +37,10 @@ check: $(DEV_STAMP) ## format, lint, types, import layers, dead code
 	$(BIN)/lint-imports
 	$(BIN)/vulture
 
+.PHONY: bench-peers
+bench-peers: $(DEV_STAMP) ## measure Seamount beside its peers (hours); ARGS="--rounds 1 --rows 128x1" are passed on
+	@$(BIN)/python bench/peers/measure.py $(ARGS)
+
 format: $(DEV_STAMP) ## bring the code into the house's format
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix

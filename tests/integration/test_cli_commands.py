@@ -118,6 +118,54 @@ def test_a_server_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) 
     assert "hint: Is it running?" in capsys.readouterr().err
 
 
+def test_bench_prints_a_table_for_people_and_json_for_scripts(
+    small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("seamount.ops.ceiling._READ_BYTES", 2**20)
+    monkeypatch.setattr("seamount.ops.ceiling._SIDES", (64,))
+    words = ["bench", "engine", str(small_checkpoint), "--prompt-lengths", "32,5000", "--output-lengths", "4"]
+    words += ["--concurrency", "2", "--rounds", "1", "--num-threads", "1"]
+    assert main(words) == 0
+    shown = capfd.readouterr()
+    first = shown.out.splitlines()[:6]
+    for name, line in zip(("Model", "Precision", "Device", "Threads", "CPU features", "Kernels"), first, strict=True):
+        assert line.startswith(name)
+    assert "32+4 x2" in shown.out
+    assert "prompt 5000, output 4, concurrency 2: 5004 tokens exceed the context of 4096." in shown.out
+    assert "[1/1] prompt 32, output 4, concurrency 2: prefill " in shown.err
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert [row["num_rounds"] for row in report["rows"]] == [1, 0]
+    assert report["rows"][0]["decode_tokens_per_s"] > 0
+
+
+def test_ctrl_c_in_a_long_benchmark_prints_what_it_has(small_checkpoint: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "seamount",
+        "bench",
+        "engine",
+        str(small_checkpoint),
+        "--json",
+        "--rounds",
+        "99999",
+    ]
+    command += ["--prompt-lengths", "32", "--output-lengths", "4", "--concurrency", "1", "--num-threads", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[1/"):
+            break
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    report = json.loads(out)
+    assert report["interrupted"] is True
+    assert report["rows"][0]["num_rounds"] >= 1
+
+
 @pytest.fixture(scope="module")
 def server(small_checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running `seamount serve` and what it has printed."""

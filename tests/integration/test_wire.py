@@ -140,6 +140,8 @@ async def test_metrics_are_exact_for_a_known_load(serve):
         "vllm:kv_cache_usage_perc": 0,
         "vllm:prefix_cache_queries_total": 0,
         "vllm:prefix_cache_hits_total": 0,
+        "vllm:spec_decode_num_draft_tokens_total": 0,
+        "vllm:spec_decode_num_accepted_tokens_total": 0,
         "seamount:worker_restarts_total": 0,
     }
     assert {name: samples[name, None] for name in expected} == expected

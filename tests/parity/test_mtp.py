@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV3Config
 from transformers.modeling_layers import MtpModel
 
+from seamount import LLM, SamplingParams
 from seamount.core.errors import CheckpointError
 from seamount.models.batch import Batch
+from seamount.models.config import ModelConfig
+from seamount.models.loading import load_model
 
 LAYERS = 2
 CONFIG = {
@@ -71,20 +75,62 @@ def make(write_checkpoint: Any, randomiser: Any) -> tuple[Path, Any, MtpModel]:
     return folder, reference, block
 
 
-def test_block_equals_that_of_transformers(write_checkpoint: Any, load: Any, randomiser: Any) -> None:
-    folder, reference, block = make(write_checkpoint, randomiser)
-    model = load(folder, packed=False)
-    tokens = torch.randint(0, CONFIG["vocab_size"], (1, 30), generator=torch.Generator().manual_seed(1))
-    known, following = tokens[:, :-1], tokens[:, 1:]
+def reference_guess(reference: Any, block: MtpModel, tokens: list[int]) -> torch.Tensor:
+    """Logits `[T, V]` of transformers' block: at each of `tokens[:-1]`, of the token after the next."""
+    known, following = torch.tensor([tokens[:-1]]), torch.tensor([tokens[1:]])
     with torch.inference_mode():
         out = reference(known, output_hidden_states=True)
         positions = torch.arange(known.shape[1]).unsqueeze(0)
-        theirs = block.forward_layer(0, out.hidden_states[-1], positions, None, input_ids=following)
-        theirs = reference.lm_head(theirs)[0]
-        batch = Batch.without_cache(known)
-        ours = model.logits(model.mtp_hidden(model(batch, None), following[0], batch))
+        hidden = block.forward_layer(0, out.hidden_states[-1], positions, None, input_ids=following)
+        return reference.lm_head(hidden)[0]
+
+
+def random_tokens(count: int) -> list[int]:
+    chance = random.Random(count)
+    return [chance.randrange(CONFIG["vocab_size"]) for _ in range(count)]
+
+
+def test_block_equals_that_of_transformers(write_checkpoint: Any, randomiser: Any) -> None:
+    """As it is trained: whole sequences, no cache."""
+    folder, reference, block = make(write_checkpoint, randomiser)
+    config = ModelConfig.from_folder(folder)
+    model = load_model(folder, config, dtype=torch.float32, device=torch.device("cpu"), packed=False)
+    tokens = random_tokens(30)
+    theirs = reference_guess(reference, block, tokens)
+    with torch.inference_mode():
+        batch = Batch.without_cache(torch.tensor([tokens[:-1]]))
+        ours = model.logits(model.mtp_hidden(model(batch, None), torch.tensor(tokens[1:]), batch))
     assert theirs.std() > 0.3
     assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("length", [1, 4, 5, 23])
+def test_block_over_the_cache_equals_that_of_transformers(
+    write_checkpoint: Any, load: Any, randomiser: Any, length: int
+) -> None:
+    """As the engine runs it: filled in chunks behind the model, and attended to from the last position or from all."""
+    folder, reference, block = make(write_checkpoint, randomiser)
+    model, tokens, chance = load(folder), random_tokens(length + 1), random.Random(length)
+    theirs = reference_guess(reference, block, tokens)
+    blocks = chance.sample(range(12), 12)
+    cache = model.cache_spec.allocate(12 * 4, torch.float32, torch.device("cpu"))
+    for (part,) in cache:
+        part.fill_(777.0)
+    done = 0
+    with torch.inference_mode():
+        while done < length:
+            end = min(done + chance.randint(1, 6), length)
+            batch = Batch.over_cache([(tokens[done:end], done, blocks)], 4)
+            joined = model.mtp_join(model(batch, cache), torch.tensor(tokens[done + 1 : end + 1]))
+            model.mtp_fill(joined, batch, cache)
+            done = end
+        last = Batch.over_cache([([0], length - 1, blocks)], 4)
+        ours = model.logits(model.mtp_guess(joined[-1:].clone(), last, cache))
+        assert (ours - theirs[-1:]).abs().max() < 1e-4
+        whole = Batch.over_cache([(tokens[:-1], 0, blocks)], 4)
+        joined = model.mtp_join(model(whole, cache), torch.tensor(tokens[1:]))
+        at_once = model.logits(model.mtp_guess(joined, whole, cache))
+        assert (at_once - theirs).abs().max() < 1e-4
 
 
 def test_block_leaves_ordinary_generation_alone(
@@ -102,6 +148,19 @@ def test_block_leaves_ordinary_generation_alone(
     for mine, other in zip(paged_driver(load(folder)).all_logits(prompts), theirs, strict=True):
         assert (mine - other).abs().max() < 1e-4
     assert engine_greedy(folder, prompts, 64) == reference_greedy(reference, prompts, 64)
+
+
+def test_guesses_of_a_random_block_are_wrong_and_harmless(
+    write_checkpoint: Any, randomiser: Any, prompts: Any, reference_greedy: Any
+) -> None:
+    folder, reference, _ = make(write_checkpoint, randomiser)
+    llm = LLM(str(folder), dtype="float32", num_threads=1, cache_memory_bytes=2**21, block_size=4, speculation="mtp")
+    sampling = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
+    found = [list(completion.token_ids) for completion in llm.generate(prompts, sampling)]
+    assert found == reference_greedy(reference, prompts, 32)
+    stats = llm.stats()
+    assert stats.num_draft_tokens > 32
+    assert stats.num_accepted_tokens < stats.num_draft_tokens / 4
 
 
 def test_declared_and_dropped_by_a_converter_is_said_and_loads(

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DeepseekV2Config, DeepseekV3Config, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
+from seamount import kernels
 from seamount.core.errors import CheckpointError, UnsupportedModelError
 from seamount.models.config import ModelConfig
 from seamount.models.gguf import Gguf
@@ -28,6 +29,8 @@ from seamount.models.gguf_config import hf_config
 from seamount.models.gguf_keymap import GgufEntry, gguf_entries
 from seamount.models.gguf_reading import read_rows
 from seamount.models.keymap import placements
+from seamount.models.loading import load_model
+from seamount.models.network import CausalLM
 from seamount.models.quantized import GroupQuantized
 
 SMALL: dict[str, Any] = {
@@ -81,13 +84,29 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
 ARCHITECTURES = {"deepseek_v2": "deepseek2", "deepseek_v3": "deepseek2"}
 
 
-def convert(folder: Path, path: Path, kind: Kind = Kind.F32, *, old_deepseek: bool = False, **fields: Any) -> None:
+def convert(
+    folder: Path,
+    path: Path,
+    kind: Kind = Kind.F32,
+    *,
+    old_deepseek: bool = False,
+    tokenizer: bool = False,
+    **fields: Any,
+) -> None:
     """Write a GGUF file of a checkpoint folder; `fields` are more metadata, `old_deepseek` one kv_b tensor."""
     config = json.loads((folder / "config.json").read_text())
     tensors = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     architecture = ARCHITECTURES.get(config["model_type"], config["model_type"])
     writer = gguf.GGUFWriter(path, architecture)
     write_fields(writer, config, architecture, old=old_deepseek)
+    if tokenizer:
+        vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+        vocab["fi"] = vocab.pop("filler0")
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(sorted(vocab, key=vocab.get))
+        writer.add_token_merges(["f i"])
+        writer.add_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}!")
     for name, value in fields.items():
         writer.add_uint32(f"{architecture}.{name.replace('__', '.')}", value)
     names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, architecture.upper()), config["num_hidden_layers"])
@@ -359,23 +378,88 @@ def test_a_tensor_without_a_place_is_refused(write_checkpoint: Callable[..., Any
         gguf_entries(file, hf_config(file))
 
 
-def test_the_network_gives_the_logits_of_transformers(
-    write_checkpoint: Callable[..., Any],
-    load: Callable[..., Any],
-    paged_driver: Any,
-    reference_logits: Any,
-    tmp_path: Path,
+def loaded(path: Path, quantization: Any = "auto", *, packed: bool = True) -> CausalLM:
+    config = ModelConfig.from_folder(path)
+    return load_model(
+        path, config, dtype=torch.float32, device=torch.device("cpu"), quantization=quantization, packed=packed
+    )
+
+
+def dequantized(folder: Path, path: Path) -> Path:
+    """The checkpoint folder, its tensors replaced by what the GGUF file holds."""
+    found = {}
+    for key, entry in opened(path)[1].items():
+        value = read_rows(entry)
+        found[key] = value.dequantize() if isinstance(value, GroupQuantized) else value
+    save_file({key: value.contiguous() for key, value in found.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="no compiled kernels")
+@pytest.mark.parametrize("kind", [Kind.F16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0])
+@pytest.mark.parametrize("name", ["qwen2-tied-yarn", "llama", "v3"])
+def test_a_file_answers_as_its_blocks_say(
+    name: str, kind: Kind, write_checkpoint: Any, tmp_path: Path, paged_driver: Any
 ) -> None:
-    """The way through a file and back leaves the network what it was."""
-    folder, reference = write_checkpoint(DeepseekV3Config(**CASES["v3"][1]), seed=7)
-    convert(folder, tmp_path / "model.gguf")
-    file = Gguf.from_file(tmp_path / "model.gguf")
-    raw = hf_config(file)
-    again = tmp_path / "again"
-    again.mkdir()
-    save_file({k: read_rows(e).contiguous() for k, e in gguf_entries(file, raw).items()}, again / "model.safetensors")
-    (again / "config.json").write_text(json.dumps(raw))
-    prompts = [[5, 9, 60, 11], [96, 3, 14, 15, 92, 65, 35]]
-    ours = paged_driver(load(again)).all_logits(prompts)
-    for mine, theirs in zip(ours, reference_logits(reference, prompts), strict=True):
-        assert (mine - theirs).abs().max() < 1e-4
+    reference, arguments = CASES[name]
+    folder = write_checkpoint(reference(**arguments), seed=6)[0]
+    path = tmp_path / "model.gguf"
+    convert(folder, path, kind)
+    plain = loaded(dequantized(folder, path), packed=False)
+    sequences = [[5, 9, 90, 3, 44, 17, 8], [1, 2, 3]]
+    expected = torch.cat(paged_driver(plain).all_logits(sequences))
+
+    def distance(model: CausalLM) -> float:
+        logits = torch.cat(paged_driver(model).all_logits(sequences))
+        # Of the middle token: one whose router was nearly undecided may take another expert, and be far off.
+        return float(((logits - expected).norm(dim=1) / expected.std(dim=1).mul(97**0.5)).median())
+
+    model = loaded(path)
+    kinds = {Kind.F16: "float32", Kind.Q4_0: "int4", Kind.Q4_1: "int4"}
+    down = model.layers[0].mlp.down_proj.packed
+    assert down is not None
+    assert down.kind == kinds.get(kind, "int8")
+    assert distance(model) < (1e-4 if kind is Kind.F16 else 0.08)
+    assert distance(loaded(path, "none")) < 1e-4
+    for (parameter, mine), other in zip(loaded(path, packed=False).named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, other), parameter
+
+
+def test_a_file_is_a_model(write_checkpoint: Any, tmp_path: Path) -> None:
+    """By its own path and by its folder: tokenizer, template and weights are in it."""
+    from seamount import LLM, SamplingParams
+
+    folder = write_checkpoint(Qwen2Config(**(DENSE | {"tie_word_embeddings": False, "vocab_size": 307})))[0]
+    (tmp_path / "only").mkdir()
+    path = tmp_path / "only" / "small.gguf"
+    convert(folder, path, Kind.Q8_0, tokenizer=True)
+    greedy = SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True)
+    answers = []
+    for model in (str(path), str(path.parent)):
+        llm = LLM(model=model, num_threads=1, cache_memory_bytes=2**21)
+        assert llm.facts.name == "small"
+        answers.append(
+            [llm.generate(["hello"], greedy)[0], llm.chat([{"role": "user", "content": "hello"}], greedy)[0]]
+        )
+    (plain, chat), again = answers
+    assert chat.prompt_token_ids[:-1] == plain.prompt_token_ids  # the template adds "!"
+    assert len(plain.token_ids) == 8
+    assert [a.token_ids for a in again] == [plain.token_ids, chat.token_ids]
+
+
+def test_what_a_file_lacks_is_said(write_checkpoint: Any, tmp_path: Path) -> None:
+    folder = write_checkpoint(LlamaConfig(**DENSE))[0]
+    tensors = load_file(folder / "model.safetensors")
+    short = {name: value for name, value in tensors.items() if "layers.1.mlp.up_proj" not in name}
+    save_file(short, folder / "model.safetensors")
+    convert(folder, tmp_path / "short.gguf")
+    with pytest.raises(CheckpointError, match=r"short\.gguf lacks .*layers\.1\.mlp\.up_proj"):
+        loaded(tmp_path / "short.gguf")
+    save_file(tensors | {"model.layers.1.mlp.up_proj.weight": torch.zeros(32, 64)}, folder / "model.safetensors")
+    convert(folder, tmp_path / "small.gguf")
+    with pytest.raises(CheckpointError, match="shape"):
+        loaded(tmp_path / "small.gguf")
+    data = (tmp_path / "small.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="truncated|ends"):
+        loaded(tmp_path / "cut.gguf")

@@ -19,10 +19,23 @@ NUM_BLOCKS = 12
 MAX_LEN = BLOCK_SIZE * NUM_BLOCKS
 
 
-class Machine:
-    """A scheduler with a pretended cache: each slot remembers which prefix was computed into it."""
+RIGHT, WRONG = 7, 8
 
-    def __init__(self, *, max_num_seqs: int, max_step_tokens: int, enable_prefix_cache: bool) -> None:
+
+class Machine:
+    """A scheduler with a pretended cache: each slot remembers which prefix was computed into it.
+
+    Every sequence goes on with the token RIGHT; where `guesses` is given, it guesses up to three of them and errs.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_num_seqs: int,
+        max_step_tokens: int,
+        enable_prefix_cache: bool,
+        guesses: random.Random | None = None,
+    ) -> None:
         self.pool = BlockPool(NUM_BLOCKS, BLOCK_SIZE)
         self.scheduler = Scheduler(
             self.pool,
@@ -32,6 +45,8 @@ class Machine:
             enable_prefix_cache=enable_prefix_cache,
         )
         self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
+        self.guesses = guesses
+        self.num_accepted = 0
         self.slots: dict[int, tuple[int, ...]] = {}
         self.live: list[Sequence] = []
         self.finished: list[Sequence] = []
@@ -48,7 +63,7 @@ class Machine:
 
     def step(self) -> list[Work]:
         work = self.scheduler.schedule()
-        assert sum(item.num_new for item in work) <= self.max_step_tokens
+        assert sum(item.num_new + item.num_drafts for item in work) <= self.max_step_tokens
         assert len(self.scheduler.running) <= self.max_num_seqs
         completes = [item.completes for item in work]
         for item in work:
@@ -56,29 +71,41 @@ class Machine:
         self.scheduler.advance(work)
         for item, complete in zip(work, completes, strict=True):
             if complete:
-                self._sample(item.sequence)
+                self._sample(item)
         self.check()
         return work
 
     def _compute(self, item: Work) -> None:
         """What the network does: read the whole context through the block table, write the new entries."""
         sequence = item.sequence
-        first, last = sequence.num_computed, sequence.num_computed + item.num_new
+        first, last = sequence.num_computed, sequence.num_computed + item.num_new + item.num_drafts
         assert 0 < item.num_new <= sequence.num_pending
+        assert item.num_drafts == 0 or (item.completes and item.num_drafts <= len(sequence.draft_token_ids))
+        tokens = sequence.token_ids + sequence.draft_token_ids
         for position in range(first, last):
             block = sequence.blocks[position // BLOCK_SIZE]
             assert self.pool.references(block) == 1, "wrote into a block that another sequence reads"
-            self.slots[block * BLOCK_SIZE + position % BLOCK_SIZE] = tuple(sequence.token_ids[: position + 1])
+            self.slots[block * BLOCK_SIZE + position % BLOCK_SIZE] = tuple(tokens[: position + 1])
         for position in range(last):
             slot = sequence.blocks[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
-            assert self.slots[slot] == tuple(sequence.token_ids[: position + 1]), "read another prefix's entry"
+            assert self.slots[slot] == tuple(tokens[: position + 1]), "read another prefix's entry"
 
-    def _sample(self, sequence: Sequence) -> None:
-        sequence.token_ids.append(7)
-        if sequence.num_output_tokens == sequence.max_tokens:
-            self.scheduler.remove(sequence)
-            self.live.remove(sequence)
-            self.finished.append(sequence)
+    def _sample(self, item: Work) -> None:
+        sequence = item.sequence
+        for guess in [*sequence.draft_token_ids[: item.num_drafts], None]:
+            sequence.token_ids.append(RIGHT)
+            if sequence.num_output_tokens == sequence.max_tokens:
+                self.scheduler.remove(sequence)
+                self.live.remove(sequence)
+                self.finished.append(sequence)
+            if guess != RIGHT or sequence.finished:
+                break
+            self.scheduler.accept(sequence)
+            self.num_accepted += 1
+        if self.guesses is not None:
+            most = max(sequence.max_tokens - sequence.num_output_tokens - 1, 0)
+            count = min(self.guesses.randint(0, 3), most)
+            sequence.draft_token_ids = self.guesses.choices([RIGHT, WRONG], [3, 1], k=count)
 
     def abort(self, which: int) -> None:
         sequence = self.live.pop(which % len(self.live))
@@ -104,13 +131,17 @@ class Machine:
     max_num_seqs=st.integers(1, 6),
     max_step_tokens=st.integers(1, 40),
     enable_prefix_cache=st.booleans(),
+    guessing=st.booleans(),
 )
 def test_random_traffic_leaks_and_mixes_nothing(
-    seed: int, max_num_seqs: int, max_step_tokens: int, enable_prefix_cache: bool
+    seed: int, max_num_seqs: int, max_step_tokens: int, enable_prefix_cache: bool, guessing: bool
 ) -> None:
     chance = random.Random(seed)
     machine = Machine(
-        max_num_seqs=max_num_seqs, max_step_tokens=max_step_tokens, enable_prefix_cache=enable_prefix_cache
+        max_num_seqs=max_num_seqs,
+        max_step_tokens=max_step_tokens,
+        enable_prefix_cache=enable_prefix_cache,
+        guesses=random.Random(seed) if guessing else None,
     )
     for _ in range(60):
         action = chance.random()
@@ -196,6 +227,35 @@ def test_decodes_go_on_beside_a_long_prompt() -> None:
         decode, chunk = machine.step()
         assert decode.num_new == 1
         assert chunk.num_new == 7
+
+
+def test_guesses_take_only_what_others_leave() -> None:
+    machine = Machine(max_num_seqs=4, max_step_tokens=8, enable_prefix_cache=False)
+    machine.add([1, 2], 20)
+    (sequence,) = machine.live
+    machine.step()
+    sequence.draft_token_ids = [RIGHT, RIGHT, WRONG]
+    machine.add(list(range(20)), 1)
+    decode, chunk = machine.step()
+    assert (decode.num_new, decode.num_drafts, chunk.num_new) == (1, 0, 7)
+    machine.abort(1)
+    (decode,) = machine.step()
+    assert (decode.num_new, decode.num_drafts, machine.num_accepted) == (1, 3, 2)
+    assert sequence.num_output_tokens == 5
+    assert sequence.num_pending == 1
+
+
+def test_guesses_preempt_nobody() -> None:
+    """Both sequences fill their block with the pending token; one block is left, which the first's guesses may take."""
+    scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=2, max_step_tokens=64, max_waiting=9, enable_prefix_cache=False)
+    pair = [Sequence("r", i, (1, 2, 3), SamplingParams(), seed=0, max_tokens=9) for i in range(2)]
+    scheduler.add(pair)
+    scheduler.advance(scheduler.schedule())
+    for sequence in pair:
+        sequence.token_ids.append(RIGHT)
+        sequence.draft_token_ids = [RIGHT, RIGHT]
+    assert [item.num_drafts for item in scheduler.schedule()] == [2, 0]
+    assert scheduler.num_preemptions == 0
 
 
 def test_a_full_queue_refuses_a_request_whole() -> None:

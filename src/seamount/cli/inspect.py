@@ -20,9 +20,11 @@ EXAMPLES = """  seamount inspect /models/folder
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's flags."""
-    parser.add_argument("model", metavar="FOLDER", help="folder of a checkpoint, or the name of an embedded model")
+    parser.add_argument(
+        "model", metavar="FOLDER", help="folder of a checkpoint, a .gguf file, or the name of an embedded model"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    flags.add_engine_flags(parser, ("dtype", "device"))
+    flags.add_engine_flags(parser, ("dtype", "quantization", "device"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     folder = locate_model(config.model)
     from seamount.ops.inspection import inspect_checkpoint
 
-    found = inspect_checkpoint(folder, dtype=config.dtype, device=config.device)
+    found = inspect_checkpoint(folder, dtype=config.dtype, quantization=config.quantization, device=config.device)
     if args.json:
         print(found.to_json())
         return 0

@@ -29,6 +29,8 @@ COMMANDS = {
     "generate": "continue a prompt and print the text",
     "inspect": "say what a checkpoint is, without loading its weights",
     "eval": "score a model on held-out items, skill by skill",
+    "quantize": "make a checkpoint of 4 or 8 bits per weight",
+    "bench": "measure speed, latency and memory, against what the machine can do",
     "version": "print the version",
 }
 

@@ -134,7 +134,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineStats:
-    """Counters and gauges of a running engine; counters grow from the worker's start."""
+    """Counters and gauges of a running engine; counters grow from the worker's start.
+
+    `num_draft_tokens` guesses were verified by speculative decoding, and `num_accepted_tokens` of them were right.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -145,6 +148,8 @@ class EngineStats:
     num_prefix_queried_tokens: int = 0
     num_prefix_hit_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
     num_steps: int = 0
     num_worker_restarts: int = 0
 

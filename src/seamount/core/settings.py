@@ -23,6 +23,7 @@ from pydantic_settings import (
 from .errors import ConfigError
 
 DTypeName = Literal["auto", "bfloat16", "float16", "float32"]
+SpeculationName = Literal["auto", "off", "mtp"]
 QuantizationName = Literal["auto", "none", "int8", "int4"]
 
 
@@ -31,7 +32,9 @@ class EngineConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = Field("seamount-tiny", description="Folder of a checkpoint, or the name of an embedded model.")
+    model: str = Field(
+        "seamount-tiny", description="Folder of a checkpoint, a .gguf file, or the name of an embedded model."
+    )
     dtype: DTypeName = Field(
         "auto",
         description="Precision of weights and cache. auto: the checkpoint's own (FP8 becomes bfloat16).",
@@ -61,6 +64,11 @@ class EngineConfig(BaseModel):
     )
     max_waiting: int = Field(512, ge=1, description="Sequences that may wait; beyond it new ones get queue_full.")
     enable_prefix_cache: bool = Field(True, description="Reuse the cache of equal prompt prefixes.")
+    speculation: SpeculationName = Field(
+        "auto",
+        description="Guess a token ahead with the checkpoint's multi-token-prediction block, where it has one. auto: "
+        "while it makes decoding faster; mtp: always; off: never. The output is the same.",
+    )
     num_threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads. None: the physical cores this process may use."
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -15,16 +14,19 @@ from seamount.core.settings import EngineConfig
 from seamount.kernels.hardware import choose_device, default_threads
 from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
-from seamount.models.loading import load_model, plan_load
-from seamount.models.locate import locate_model
+from seamount.models.loading import choose_precision, load_planned, plan_load, planned_bytes, resident_bytes
+from seamount.models.locate import locate_model, model_name
 from seamount.models.memory import available_bytes
+from seamount.models.network import CausalLM
 from seamount.models.prompt import PromptEncoder
 
 from .blocks import BlockPool
 from .engine import EngineCore
-from .memory import plan_memory, quantization_of
+from .memory import plan_memory
+from .payoff import Payoff
 from .runner import Runner
 from .scheduler import Scheduler
+from .speculative import Speculation
 
 Progress = Callable[[str, int, int], None]
 
@@ -43,24 +45,27 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     started = time.monotonic()
     folder = locate_model(config.model)
     # Headers are compared with the config before anything is planned from it; what converters dropped is known then.
-    model_config = plan_load(folder, ModelConfig.from_folder(folder)).config
+    load_plan = plan_load(folder, ModelConfig.from_folder(folder))
+    model_config = load_plan.config
     encoder = PromptEncoder.from_folder(folder)
     device = choose_device(config.device)
     num_threads = config.num_threads or default_threads()
-    torch.set_num_threads(num_threads)
-    if kernels.library() is not None:
+    compiled = device.type == "cpu" and kernels.library() is not None
+    if compiled:
         kernels.set_threads(num_threads)
+    # Beside the compiled kernels torch does small things only, and its threads, which keep spinning for milliseconds
+    # after each, would take the processors from theirs.
+    torch.set_num_threads(1 if compiled else num_threads)
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, dtype_name)
-    plan = plan_memory(model_config, config, dtype, available_bytes(device))
+    precision = choose_precision(load_plan, dtype, config.quantization, device)
+    plan = plan_memory(model_config, config, dtype, planned_bytes(load_plan, precision), available_bytes(device))
 
     def loading(done: int, total: int) -> None:
         if on_progress is not None:
             on_progress("weights", done, total)
 
-    model = load_model(
-        folder, model_config, dtype=dtype, device=device, quantization=quantization_of(config), progress=loading
-    )
+    model = load_planned(load_plan, precision, device=device, progress=loading)
     runner = Runner(model, num_blocks=plan.num_blocks, block_size=plan.block_size, dtype=dtype, device=device)
     scheduler = Scheduler(
         BlockPool(plan.num_blocks, plan.block_size),
@@ -70,7 +75,7 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         enable_prefix_cache=config.enable_prefix_cache,
     )
     facts = ModelFacts(
-        name=folder_name(folder),
+        name=model_name(folder),
         family=model_config.family,
         num_parameters=num_parameters(model_config),
         num_active_parameters=num_active_parameters(model_config),
@@ -81,13 +86,25 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         num_blocks=plan.num_blocks,
         block_size=plan.block_size,
         cache_bytes_per_token=cache_bytes_per_token(model_config, dtype),
-        weight_bytes=plan.weight_bytes,
+        weight_bytes=resident_bytes(model),
         load_s=time.monotonic() - started,
         worker_pid=os.getpid(),
     )
-    return EngineCore(runner, scheduler, encoder, facts), encoder
+    speculation = None
+    if speculates(config, model):
+        speculation = Speculation(
+            model,
+            runner.cache,
+            block_size=plan.block_size,
+            device=device,
+            eos_token_ids=encoder.eos_token_ids,
+            payoff=Payoff() if config.speculation == "auto" else None,
+        )
+    return EngineCore(runner, scheduler, encoder, facts, speculation), encoder
 
 
-def folder_name(folder: Path) -> str:
-    """The name that clients use for a checkpoint folder unless told otherwise."""
-    return folder.resolve().name
+def speculates(config: EngineConfig, model: CausalLM) -> bool:
+    """Whether tokens are guessed at all. Unasked only in the compiled kernels, in which a guess cannot change a bit."""
+    if config.speculation == "off" or not model.mtp:
+        return False
+    return config.speculation == "mtp" or model.is_packed

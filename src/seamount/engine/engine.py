@@ -6,9 +6,12 @@ Driven by `worker` (a process of its own) or by `LLM` (in the caller's process).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import secrets
 import time
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from seamount.core.errors import ContextTooLongError, EngineError, InvalidRequestError, error_to_fields
 from seamount.core.requests import Chunk, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request, TokenLogprob
@@ -18,8 +21,9 @@ from seamount.models.prompt import PromptEncoder
 from .output import OutputText
 from .runner import Runner
 from .sampler import Sample, sample
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Work
 from .sequence import Sequence
+from .speculative import Speculation
 
 
 @dataclass(slots=True)
@@ -42,16 +46,27 @@ class EngineCore:
         scheduler: queue, running set and blocks.
         encoder: turns tokens into text.
         facts: what the model is.
+        speculation: guesses tokens ahead; None does not.
     """
 
-    def __init__(self, runner: Runner, scheduler: Scheduler, encoder: PromptEncoder, facts: ModelFacts) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        scheduler: Scheduler,
+        encoder: PromptEncoder,
+        facts: ModelFacts,
+        speculation: Speculation | None = None,
+    ) -> None:
         self.facts = facts
         self._runner = runner
         self._scheduler = scheduler
         self._encoder = encoder
+        self._speculation = speculation
         self._streams: dict[Sequence, _Stream] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
         self._num_steps = 0
 
     @property
@@ -127,7 +142,7 @@ class EngineCore:
         return [self._finish(stream, "abort") for stream in found]
 
     def step(self) -> list[Chunk]:
-        """Run one step; return what it added, a chunk per sequence that gained a token."""
+        """Run one step; return what it added, a chunk per token."""
         work = self._scheduler.schedule()
         if not work:
             return []
@@ -135,15 +150,17 @@ class EngineCore:
         for item in work:
             stream = self._streams[item.sequence]
             stream.admitted_s = stream.admitted_s or now
-        completing = [item.sequence for item in work if item.completes]
-        logits = self._runner.run(work)
+        completing = [item for item in work if item.completes]
+        ran = self._runner.run(work)
         self._scheduler.advance(work)
         self._num_steps += 1
-        samples = sample(logits, completing, self._encoder.eos_token_ids) if completing else []
-        return [
-            self._extend(self._streams[sequence], found) if found else self._give_up(self._streams[sequence])
-            for sequence, found in zip(completing, samples, strict=True)
-        ]
+        self._num_draft_tokens += sum(item.num_drafts for item in work)
+        chunks, num_accepted = self._sample(completing, ran.logits)
+        self._num_accepted_tokens += num_accepted
+        if self._speculation is not None:
+            self._speculation.follow(work, ran)
+            self._speculation.measured(work, num_accepted, time.monotonic() - now)
+        return chunks
 
     def stats(self) -> EngineStats:
         """Counters since the start, and the current load."""
@@ -158,8 +175,39 @@ class EngineCore:
             num_prefix_queried_tokens=scheduler.num_queried_tokens,
             num_prefix_hit_tokens=scheduler.num_hit_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             num_steps=self._num_steps,
         )
+
+    def _sample(self, work: list[Work], logits: Tensor) -> tuple[list[Chunk], int]:
+        """Choose a token for each piece of work, and one more for as long as it was guessed.
+
+        Args:
+            logits: a row for each piece and one for each of its guesses, in order.
+
+        Returns:
+            A chunk for each token, and how many guesses were right.
+        """
+        chunks: list[Chunk] = []
+        first_rows = itertools.accumulate((1 + item.num_drafts for item in work), initial=0)
+        going = list(zip(work, first_rows, strict=False))
+        place, num_accepted = 0, 0
+        while going:
+            rows = [row + place for _, row in going]
+            chosen_from = logits if len(rows) == len(logits) else logits[rows]
+            samples = sample(chosen_from, [item.sequence for item, _ in going], self._encoder.eos_token_ids)
+            for (item, _), found in zip(going, samples, strict=True):
+                stream = self._streams[item.sequence]
+                chunks.append(self._extend(stream, found) if found else self._give_up(stream))
+            going = [(item, row) for item, row in going if _guessed(item, place)]
+            for item, _ in going:
+                self._scheduler.accept(item.sequence)
+            num_accepted += len(going)
+            place += 1
+        for item in work:
+            item.sequence.draft_token_ids = []
+        return chunks, num_accepted
 
     def _extend(self, stream: _Stream, found: Sample) -> Chunk:
         sequence, params = stream.sequence, stream.sequence.sampling
@@ -235,3 +283,11 @@ class EngineCore:
         text = self._encoder.token_text
         chosen = TokenLogprob(found.token_id, found.logprob, text(found.token_id))
         return (PositionLogprobs(chosen, tuple(TokenLogprob(i, value, text(i)) for i, value in found.top)),)
+
+
+def _guessed(item: Work, place: int) -> bool:
+    """Whether the sequence goes on, and the token it was just given is its guess number `place`."""
+    sequence = item.sequence
+    if sequence.finished or place >= item.num_drafts:
+        return False
+    return sequence.token_ids[-1] == sequence.draft_token_ids[place]

@@ -12,7 +12,7 @@ import torch
 from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import EngineConfig
 from seamount.models.config import ModelConfig
-from seamount.models.footprint import cache_bytes_per_token, weight_bytes
+from seamount.models.footprint import cache_bytes_per_token
 
 # Activations, logits and the interpreter itself, beside weights and cache.
 WORKSPACE_BYTES = 2**30
@@ -46,11 +46,14 @@ class MemoryPlan:
     declared_model_len: int
 
 
-def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, free_bytes: int) -> MemoryPlan:
+def plan_memory(
+    model: ModelConfig, config: EngineConfig, dtype: torch.dtype, weight_bytes: int, free_bytes: int
+) -> MemoryPlan:
     """Choose the context length and the size of the cache.
 
     Args:
-        dtype: precision of weights and cache.
+        dtype: precision of the cache.
+        weight_bytes: memory of the loaded weights (`models.loading.planned_bytes`).
         free_bytes: memory that may be used.
 
     Raises:
@@ -62,14 +65,13 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
             f"max_model_len is {config.max_model_len}; the checkpoint declares {model.max_position} tokens.",
             hint=f"Use at most {model.max_position}.",
         )
-    weights = weight_bytes(model, dtype, quantization_of(config))
     block_bytes = cache_bytes_per_token(model, dtype) * config.block_size
-    spare = free_bytes - weights - WORKSPACE_BYTES
+    spare = free_bytes - weight_bytes - WORKSPACE_BYTES
     if spare < block_bytes:
         raise OutOfMemoryError(
-            f"The weights need {_gb(weights)} in {str(dtype).removeprefix('torch.')} and "
-            f"{_gb(WORKSPACE_BYTES)} of working space; {_gb(free_bytes)} of memory is free.",
-            hint="Free memory, or choose a smaller model or a smaller dtype.",
+            f"The weights need {_gb(weight_bytes)} and {_gb(WORKSPACE_BYTES)} of working space; {_gb(free_bytes)} of "
+            "memory is free.",
+            hint="Free memory, or choose a smaller model, a smaller dtype, or quantization int8 or int4.",
         )
     wanted_len = config.max_model_len or model.max_position
     if config.cache_memory_bytes is not None:
@@ -91,7 +93,7 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
             hint=f"A max_model_len of at most {capacity} fits.",
         )
     return MemoryPlan(
-        weight_bytes=weights,
+        weight_bytes=weight_bytes,
         cache_bytes=num_blocks * block_bytes,
         workspace_bytes=WORKSPACE_BYTES,
         free_bytes=free_bytes,
@@ -100,11 +102,6 @@ def plan_memory(model: ModelConfig, config: EngineConfig, dtype: torch.dtype, fr
         max_model_len=min(wanted_len, capacity),
         declared_model_len=model.max_position,
     )
-
-
-def quantization_of(config: EngineConfig) -> str:
-    """What `load_model` is told: "auto" means as the checkpoint is, which is not rounded further."""
-    return "none" if config.quantization == "auto" else config.quantization
 
 
 def _blocks(tokens: int, block_size: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,24 @@ from seamount.models.network import CausalLM
 from .scheduler import Work
 
 
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass through the network gave.
+
+    Attributes:
+        logits: fp32 `[N, V]`: for each piece of work that completes its sequence a row for its last pending token and
+            one for each of its guesses, in order.
+        hidden: `[T, C]`, normalised hidden states of all tokens.
+        batch: the tokens.
+        first_positions: of each piece of work, as it was when the pass began.
+    """
+
+    logits: Tensor
+    hidden: Tensor
+    batch: Batch
+    first_positions: tuple[int, ...]
+
+
 class Runner:
     """A model and its cache on one device.
 
@@ -18,6 +38,9 @@ class Runner:
         model: weights loaded, in evaluation mode.
         num_blocks, block_size: size of the paged cache.
         dtype: precision of the cache.
+
+    Attributes:
+        cache: the paged cache; `Speculation` works on its last layer.
     """
 
     def __init__(
@@ -26,26 +49,22 @@ class Runner:
         self._model = model
         self._block_size = block_size
         self._device = device
-        self._cache = model.cache_spec.allocate(num_blocks * block_size, dtype, device)
+        self.cache = model.cache_spec.allocate(num_blocks * block_size, dtype, device)
 
     @torch.inference_mode()
-    def run(self, work: list[Work]) -> Tensor:
-        """Compute the pending tokens of `work` and write their cache entries.
-
-        Returns:
-            fp32 logits `[N, V]`, one row per piece of work that completes its sequence, in order.
-        """
-        hidden = self._model(self._batch(work), self._cache)
-        rows, end = [], 0
-        for item in work:
-            end += item.num_new
-            if item.completes:
-                rows.append(end - 1)
-        return self._model.logits(hidden[rows])
-
-    def _batch(self, work: list[Work]) -> Batch:
+    def run(self, work: list[Work]) -> Pass:
+        """Compute the pending and the guessed tokens of `work` and write their cache entries."""
         pieces: list[Piece] = []
+        rows: list[int] = []
+        end = 0
         for item in work:
             sequence, first = item.sequence, item.sequence.num_computed
-            pieces.append((sequence.token_ids[first : first + item.num_new], first, sequence.blocks))
-        return Batch.over_cache(pieces, self._block_size, self._device)
+            tokens = sequence.token_ids[first : first + item.num_new] + sequence.draft_token_ids[: item.num_drafts]
+            pieces.append((tokens, first, sequence.blocks))
+            end += len(tokens)
+            if item.completes:
+                rows += range(end - 1 - item.num_drafts, end)
+        batch = Batch.over_cache(pieces, self._block_size, self._device)
+        hidden = self._model(batch, self.cache)
+        chosen = hidden if len(rows) == end else hidden[rows]
+        return Pass(self._model.logits(chosen), hidden, batch, tuple(first for _, first, _ in pieces))

@@ -7,19 +7,21 @@ sequence's seed and the token's position, so preemption, batching and restarts c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from seamount import kernels
 from seamount.core.sampling import SamplingParams
 
 from .sequence import Sequence
 
 _MASK = 2**64 - 1
-# A first guess of how many candidates hold the top_p mass; when they do not, the whole row is sorted.
-_NUCLEUS_GUESS = 1024
+# A first guess: what top_k and top_p keep weighs at least this, of the best one's weight. Where they keep more, the
+# whole row is looked at.
+_LIKELY = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,17 @@ def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, 
         sequences: N sequences, whose tokens so far decide penalties and randomness.
         eos_token_ids: tokens that `min_tokens` keeps from being chosen.
     """
-    # A NaN anywhere in a row becomes its maximum.
-    values, best = logits.max(dim=-1)
     return [
         _sample_row(row, sequence, eos_token_ids, greedy) if finite else None
-        for row, sequence, greedy, finite in zip(
-            logits, sequences, best.tolist(), values.isfinite().tolist(), strict=True
-        )
+        for row, sequence, greedy, finite in _rows(logits, sequences)
+    ]
+
+
+def choose(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[int | None]:
+    """As `sample`, without log-probabilities."""
+    return [
+        _choose(row, sequence, eos_token_ids, greedy) if finite else None
+        for row, sequence, greedy, finite in _rows(logits, sequences)
     ]
 
 
@@ -60,21 +66,30 @@ def uniform(seed: int, index: int, position: int) -> float:
     return (value >> 11) / 2**53
 
 
+def _rows(logits: Tensor, sequences: list[Sequence]) -> Iterator[tuple[Tensor, Sequence, int, bool]]:
+    """Each row with its sequence, its likeliest token, and whether it is finite: a NaN becomes the row's maximum."""
+    values, best = kernels.argmax(logits)
+    return zip(logits, sequences, best.tolist(), values.isfinite().tolist(), strict=True)
+
+
 def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], greedy: int) -> Sample:
     params = sequence.sampling
-    adjusted = _adjust(row, sequence, eos_token_ids)
-    if params.greedy:
-        token_id = greedy if adjusted is row else int(adjusted.argmax())
-    else:
-        draw = uniform(sequence.seed, sequence.index, sequence.num_output_tokens)
-        # Less the best, so that no temperature, however small, overflows.
-        token_id = _draw((adjusted - adjusted.max()).double() / params.temperature, params, draw)
+    token_id = _choose(row, sequence, eos_token_ids, greedy)
     if params.logprobs is None:
         return Sample(token_id)
     logprobs = row.log_softmax(dim=-1)
     values, ids = logprobs.topk(min(params.logprobs, row.shape[0]))
     top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
     return Sample(token_id, float(logprobs[token_id]), top)
+
+
+def _choose(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], greedy: int) -> int:
+    params = sequence.sampling
+    adjusted = _adjust(row, sequence, eos_token_ids)
+    if params.greedy:
+        return greedy if adjusted is row else int(adjusted.argmax())
+    draw = uniform(sequence.seed, sequence.index, sequence.num_output_tokens)
+    return _draw(adjusted, params, draw)
 
 
 def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> Tensor:
@@ -121,33 +136,39 @@ def _penalize_counts(row: Tensor, counts: Counter[int], params: SamplingParams) 
 
 
 def _draw(row: Tensor, params: SamplingParams, draw: float) -> int:
-    """Take the token at which the cumulative probability of the kept candidates passes `draw`."""
-    probabilities = row.softmax(dim=-1)
-    if params.min_p > 0:
-        floor = probabilities.max() * params.min_p
-        probabilities = probabilities.masked_fill(probabilities < floor, 0.0)
-    ids: Tensor | None = None
-    if 0 < params.top_k < row.shape[0]:
-        probabilities, ids = probabilities.topk(params.top_k)
-    if params.top_p < 1.0:
-        probabilities, ids = _nucleus(probabilities, ids, params.top_p)
-    if ids is not None:
-        # In the vocabulary's order: by rank, noise that swaps two near-equal candidates would shift all between.
-        ids, by_id = ids.sort()
-        probabilities = probabilities[by_id]
-    cumulative = probabilities.cumsum(dim=-1)
+    """Take the candidate at which the cumulative weight, in the vocabulary's order, passes `draw`."""
+    ids, weights = _kept(row, params)
+    cumulative = weights.cumsum(dim=-1)
     place = int(torch.searchsorted(cumulative, cumulative[-1] * draw, right=True))
-    place = min(place, int(probabilities.nonzero()[-1]))
-    return place if ids is None else int(ids[place])
+    return int(ids[min(place, int(weights.nonzero()[-1]))])
 
 
-def _nucleus(probabilities: Tensor, ids: Tensor | None, top_p: float) -> tuple[Tensor, Tensor]:
-    """Keep the fewest candidates whose share of the mass reaches top_p (Holtzman et al., 2020)."""
-    mass = probabilities.sum() * top_p
-    size = probabilities.shape[0]
-    values, order = probabilities.topk(min(_NUCLEUS_GUESS, size))
-    if values.sum() < mass and values.shape[0] < size:
-        values, order = probabilities.sort(descending=True)
-    count = int((values.cumsum(dim=-1) < mass).sum()) + 1
-    order = order[:count]
-    return values[:count], order if ids is None else ids[order]
+def _kept(row: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Ids, ascending, and weights of the tokens that min_p, top_k and top_p leave.
+
+    By rank instead of by id, noise that swaps two near-equal candidates would shift all between them.
+    """
+    limited = 0 < params.top_k < row.shape[0] or params.top_p < 1.0
+    for floor in (_LIKELY, 0.0) if limited and params.min_p <= 0 else (params.min_p,):
+        ids, weights, total = kernels.candidates(row, params.temperature, floor)
+        if _are_enough(weights, total, params):
+            break
+    if not limited:
+        return ids, weights
+    if params.min_p > 0:
+        total = float(weights.sum())
+    order = weights.argsort(descending=True, stable=True)
+    if params.top_k > 0:
+        order = order[: params.top_k]
+        total = float(weights[order].sum())
+    if params.top_p < 1.0:
+        order = order[: int((weights[order].cumsum(dim=-1) < total * params.top_p).sum()) + 1]
+    order = order.sort().values
+    return ids[order], weights[order]
+
+
+def _are_enough(weights: Tensor, total: float, params: SamplingParams) -> bool:
+    """Whether the likeliest tokens include all that top_k or top_p keep: both take the best ones first."""
+    return 0 < params.top_k <= weights.shape[0] or (
+        params.top_p < 1.0 and params.top_k <= 0 and float(weights.sum()) >= total * params.top_p
+    )

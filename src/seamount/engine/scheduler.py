@@ -2,7 +2,8 @@
 
 Continuous batching: a step is one flat batch of decodes (one pending token) and prefill chunks (many) under a budget of
 tokens. Decodes come first, so that streams do not stall behind long prompts; then prompts that have begun; then waiting
-ones, first come first served. When blocks run out, the sequence that was admitted last gives its blocks back and waits
+ones, first come first served. What then is left of the budget verifies guessed tokens; no sequence waits or loses its
+blocks for them. When blocks run out, the sequence that was admitted last gives its blocks back and waits
 at the head of the queue; its tokens are kept and computed again.
 """
 
@@ -19,10 +20,11 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's share of a step: its next `num_new` pending tokens."""
+    """One sequence's share of a step: its next `num_new` pending tokens, and `num_drafts` guessed ones after them."""
 
     sequence: Sequence
     num_new: int
+    num_drafts: int = 0
 
     @property
     def completes(self) -> bool:
@@ -100,10 +102,10 @@ class Scheduler:
             budget = self._max_step_tokens - sum(plan.values())
         if self.num_preemptions == preempted:
             self._admit(plan, budget)
-        return [Work(sequence, num_new) for sequence, num_new in plan.items()]
+        return self._with_drafts(plan)
 
     def advance(self, work: list[Work]) -> None:
-        """Record that a step has computed its work; full blocks become available for reuse."""
+        """Record that a step has computed its work, without the guesses; full blocks become available for reuse."""
         for item in work:
             sequence = item.sequence
             before = sequence.num_computed // self.pool.block_size
@@ -112,6 +114,23 @@ class Scheduler:
                 for number in range(before, sequence.num_computed // self.pool.block_size):
                     key, tokens = self._block_identity(sequence, number)
                     self.pool.publish(sequence.blocks[number], key, tokens)
+
+    def accept(self, sequence: Sequence) -> None:
+        """Record that the newest token had been guessed, so that the step has computed its cache entry as well."""
+        self.advance([Work(sequence, 1)])
+
+    def _with_drafts(self, plan: dict[Sequence, int]) -> list[Work]:
+        spare = self._max_step_tokens - sum(plan.values())
+        work = []
+        for sequence, num_new in plan.items():
+            num_drafts = 0
+            if sequence.draft_token_ids and num_new == sequence.num_pending:
+                num_drafts = min(len(sequence.draft_token_ids), spare)
+                if not self._grow(sequence, num_new + num_drafts):
+                    num_drafts = len(sequence.blocks) * self.pool.block_size - sequence.num_tokens
+                spare -= num_drafts
+            work.append(Work(sequence, num_new, num_drafts))
+        return work
 
     def _admit(self, plan: dict[Sequence, int], budget: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:

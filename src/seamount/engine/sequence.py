@@ -15,6 +15,7 @@ class Sequence:
         block_keys: chain hashes of the leading full blocks, as far as they have been needed.
         num_cached: prompt tokens that came from the prefix cache at first admission.
         leader: sibling whose prompt is computed first, so that this one finds it in the prefix cache.
+        draft_token_ids: guesses of what follows `token_ids`, which the next step may verify.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Sequence:
         self.num_cached: int | None = None
         self.blocks: list[int] = []
         self.block_keys: list[bytes] = []
+        self.draft_token_ids: list[int] = []
         self.finished = False
 
     @property

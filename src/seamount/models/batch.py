@@ -64,7 +64,6 @@ class Batch:
         positions = torch.arange(length, device=token_ids.device).repeat(rows)
         return cls(token_ids.reshape(-1), positions, tuple(range(0, rows * length + 1, length)))
 
-
     @classmethod
     def over_cache(cls, pieces: Sequence[Piece], block_size: int, device: torch.device | str = "cpu") -> Batch:
         """The batch in which each sequence of `pieces` goes on."""

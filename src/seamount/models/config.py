@@ -15,6 +15,10 @@ from typing import Any, Literal
 from seamount.core.errors import CheckpointError, UnsupportedModelError
 
 from .fields import Fields
+from .gguf import Gguf
+from .gguf_config import hf_config
+from .locate import is_gguf
+from .quantized_config import QuantizationConfig
 
 MAX_CONFIG_BYTES = 4 * 2**20
 DENSE_FAMILIES = ("qwen2", "qwen3", "llama")
@@ -88,7 +92,8 @@ class ModelConfig:
         num_mtp_layers: multi-token-prediction blocks stored behind the ordinary layers.
         max_position: tokens of context that the checkpoint declares.
         dtype: precision of the stored 16- or 32-bit weights.
-        fp8_blocks: linear weights are stored as FP8 e4m3 with a factor per 128 x 128 block.
+        quantization: how linear weights are stored, where that is not as numbers of `dtype`. GGUF files say it of
+            each tensor instead.
         latent, experts: set for the DeepSeek families only (experts also None where a model has none).
     """
 
@@ -109,7 +114,7 @@ class ModelConfig:
     qk_norm: bool
     rope: RopeConfig
     dtype: Literal["bfloat16", "float16", "float32"]
-    fp8_blocks: bool = False
+    quantization: QuantizationConfig | None = None
     num_mtp_layers: int = 0
     latent: LatentConfig | None = None
     experts: ExpertsConfig | None = None
@@ -118,12 +123,14 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
-        """Read `config.json` of a checkpoint folder.
+        """Read `config.json` of a checkpoint folder, or what a .gguf file says in its place.
 
         Raises:
             CheckpointError: the file is missing, broken, or asks for something absurd; names file and field.
             UnsupportedModelError: the architecture, or a variation of it, is one that Seamount does not run.
         """
+        if is_gguf(folder):
+            return cls.from_dict(hf_config(Gguf.from_file(folder)), where=str(folder))
         path = folder / "config.json"
         try:
             if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -165,7 +172,7 @@ class ModelConfig:
             "tie_embeddings": fields.boolean("tie_word_embeddings", default=False),
             "rope": _rope(fields, max_position),
             "dtype": _dtype(fields),
-            "fp8_blocks": _fp8(fields),
+            "quantization": QuantizationConfig.from_config(raw, where=where),
             "bos_token_id": fields.optional_integer("bos_token_id", 0, _MAX_VOCAB),
             "eos_token_ids": fields.integers("eos_token_id", 0, _MAX_VOCAB),
         }
@@ -333,17 +340,3 @@ def _dtype(fields: Fields) -> Literal["bfloat16", "float16", "float32"]:
     if name == "float32":
         return "float32"
     raise UnsupportedModelError(f"{fields.where}: dtype {name!r} is not supported.")
-
-
-def _fp8(fields: Fields) -> bool:
-    table = fields.table("quantization_config")
-    if not table:
-        return False
-    method = table.text("quant_method")
-    if method != "fp8" or table.raw.get("weight_block_size", [128, 128]) != [128, 128]:
-        raise UnsupportedModelError(
-            f"{fields.where}: quantization {method!r} with weight_block_size "
-            f"{table.raw.get('weight_block_size')} is not supported.",
-            hint="Supported: 16- and 32-bit weights, and fp8 in 128x128 blocks.",
-        )
-    return True

@@ -7,7 +7,6 @@ they cannot differ from what is loaded.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,6 +16,7 @@ from seamount import kernels
 from .config import ModelConfig
 from .keymap import Placement, expert_placements, layer_experts, layer_placements, outer_placements
 from .network import cache_spec
+from .precision import EMBEDDING, HEAD, UP_PROJECTION, Precision, is_gated
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -37,20 +37,53 @@ def num_active_parameters(config: ModelConfig) -> int:
     return layers + head + config.hidden_size
 
 
-def weight_bytes(config: ModelConfig, dtype: torch.dtype, quantization: str = "none") -> int:
-    """Memory of all weights, MTP blocks included: as `dtype`, or with matrices in 8 or 4 bits and the rest as `dtype`.
+def weight_bytes(
+    config: ModelConfig,
+    places: Iterable[Placement],
+    precision: Precision,
+    is_fp32: Callable[[Placement], bool] = lambda place: place.kept_fp32 is True,
+) -> int:
+    """Memory of all weights once they are loaded.
 
     A tied head counts twice where it is packed: the table is read by rows, the head by columns.
+
+    Args:
+        places: of all checkpoint tensors.
+        is_fp32: which of them are fp32 whatever the precision says.
     """
-    kept = _count_bytes(outer_placements(config), dtype, "none")
-    if quantization in ("int8", "int4"):
-        kept += config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 1 - dtype.itemsize)
-    return kept + _sum_layers(
-        config,
-        0,
-        config.num_layers + config.num_mtp_layers,
-        lambda index: _layer(config, index, lambda parts: _count_bytes(parts, dtype, quantization), active=False),
-    )
+    by_parameter: dict[str, list[Placement]] = {}
+    for place in places:
+        by_parameter.setdefault(place.parameter, []).append(place)
+    if precision.is_packed and config.tie_embeddings:
+        by_parameter[HEAD] = by_parameter[EMBEDDING]
+    total = 0
+    for parameter, group in by_parameter.items():
+        if precision.is_packed and len(group[0].shape) > 1 and parameter != EMBEDDING:
+            total += _packed_bytes(config, parameter, group, precision)
+            continue
+        # Beside packed matrices, norms and biases are fp32.
+        wide = any(map(is_fp32, group)) or (precision.is_packed and parameter != EMBEDDING)
+        size = torch.float32.itemsize if wide else precision.dtype.itemsize
+        total += size * sum(place.num_values for place in group)
+    return total
+
+
+def _packed_bytes(config: ModelConfig, parameter: str, group: list[Placement], precision: Precision) -> int:
+    storage = precision.storage_of(parameter, group)
+
+    def matrix(num_outputs: int, num_inputs: int, *, gated: bool = False) -> int:
+        return kernels.packed_num_bytes(storage.kind, num_outputs, num_inputs, group=storage.group, gated=gated)
+
+    columns = group[0].shape[-1]
+    if config.latent is not None and parameter.endswith(UP_PROJECTION):
+        widths = config.latent
+        keys = matrix(widths.kv_lora_rank, widths.qk_nope_head_dim)
+        return config.num_heads * (keys + matrix(widths.v_head_dim, widths.kv_lora_rank))
+    gated = is_gated(parameter)
+    if len(group[0].shape) == 3:  # all experts as one tensor
+        return group[0].shape[0] * matrix(group[0].shape[1], columns, gated=gated)
+    num_experts = len({place.expert for place in group})
+    return num_experts * matrix(sum(place.shape[0] for place in group) // num_experts, columns, gated=gated)
 
 
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
@@ -76,19 +109,3 @@ def _layer(config: ModelConfig, index: int, count: Callable[[Iterable[Placement]
 
 def _count(parts: Iterable[Placement]) -> int:
     return sum(part.num_values for part in parts if part.kept_fp32 is not True)
-
-
-def _count_bytes(parts: Iterable[Placement], dtype: torch.dtype, quantization: str) -> int:
-    return sum(math.ceil(part.num_values * _bytes_per_value(part, dtype, quantization)) for part in parts)
-
-
-def _bytes_per_value(part: Placement, dtype: torch.dtype, quantization: str) -> float:
-    if part.kept_fp32 is True:
-        return torch.float32.itemsize
-    if quantization not in ("int8", "int4") or len(part.shape) == 1 or ".kv_b_proj" in part.key:
-        return dtype.itemsize
-    if part.kept_fp32 is None:
-        return torch.float32.itemsize
-    # An fp32 factor per output; for int4, a multiplier and a zero level of one byte per group as well.
-    scale = torch.float32.itemsize / part.shape[-1]
-    return 1 + scale if quantization == "int8" else 0.5 + 2 / kernels.DEFAULT_GROUP + scale

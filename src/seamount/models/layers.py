@@ -155,9 +155,7 @@ class LatentAttention(nn.Module):
         else:
             kernels.write_cache(cache[0], batch.cached.slots, torch.cat((latent, k_rope.squeeze(1)), dim=-1))
             up_key, up_value = self.up_projections()
-            out = kernels.latent_attention(
-                q_nope, q_rope, cache[0], up_key, up_value, batch.cached.pages, self.scale
-            )
+            out = kernels.latent_attention(q_nope, q_rope, cache[0], up_key, up_value, batch.cached.pages, self.scale)
         return self.o_proj(out.flatten(1), add_to=x)
 
     def up_projections(self) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ question.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import psutil
@@ -40,3 +41,13 @@ def _reclaimable(group: Path) -> int:
         return 0
     counts = dict(line.split(" ", 1) for line in lines if " " in line)
     return int(counts.get("inactive_file", "0"))
+
+
+def release_freed() -> None:
+    """Hand memory that was freed back to the system; C libraries keep much of it for later otherwise."""
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError):  # not glibc
+        return
+    trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
+    trim(0)

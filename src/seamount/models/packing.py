@@ -14,14 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from seamount import kernels
 from seamount.core.errors import CheckpointError
 from seamount.kernels import PackedMatrix, PackedStack
 
+from .encoded import PLAIN, Form, empty_weight, rows_of, values_of
 from .keymap import Placement
 from .layers import Experts, LatentAttention, RMSNorm, Router
 from .linear import Linear
+from .load_plan import LoadPlan
 from .network import CausalLM
+from .precision import EMBEDDING, HEAD, Precision, is_gated
+from .quantized import ChannelQuantized, GroupQuantized
+from .quantized_formats import Weight
+from .reading import Part
 
 # A matrix beyond this is read in slices of whole panels.
 _SLICE_BYTES = 64 * 2**20
@@ -29,25 +34,8 @@ _SLICE_ROWS = 128
 _LARGEST_HALF = 65504.0
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """Rows of one matrix that come from one checkpoint tensor.
-
-    Attributes:
-        place: the tensor's placement.
-        first_row: of the stored tensor (all axes but the last flattened) at which the part begins.
-        num_rows: how many.
-        at_row: of the matrix, where they go.
-    """
-
-    place: Placement
-    first_row: int
-    num_rows: int
-    at_row: int
-
-
-# Reads a part into `[num_rows, K]` of a buffer and returns the bytes read.
-ReadPart = Callable[[Part, Tensor], int]
+# Reads a part into `num_rows` rows of a buffer and returns the bytes read.
+ReadPart = Callable[[Part, Weight], int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +44,16 @@ class _Job:
 
     shape: tuple[int, int]
     parts: tuple[Part, ...]
+    form: Form
     source_dtype: torch.dtype
-    pack: Callable[[int, Tensor], None]
+    pack: Callable[[int, Weight], None]
     at_once: bool = False
 
     def slices(self) -> Iterator[tuple[int, tuple[Part, ...], int]]:
         """First row, parts and number of rows of each slice; a matrix made of several tensors is one slice."""
         rows, columns = self.shape
-        step = max(_SLICE_BYTES // (columns * self.source_dtype.itemsize) // _SLICE_ROWS, 1) * _SLICE_ROWS
+        width = 1 if self.form.has_codes else self.source_dtype.itemsize
+        step = max(_SLICE_BYTES // (columns * width) // _SLICE_ROWS, 1) * _SLICE_ROWS
         if self.at_once or len(self.parts) > 1 or rows <= step:
             yield 0, self.parts, rows
             return
@@ -86,9 +76,8 @@ def packed_names(model: CausalLM) -> set[str]:
 
 def pack_model(
     model: CausalLM,
-    kind: kernels.Kind,
-    places: dict[str, list[Placement]],
-    dtype_of: Callable[[Placement], torch.dtype],
+    plan: LoadPlan,
+    precision: Precision,
     read: ReadPart,
     advance: Callable[[int], None],
 ) -> None:
@@ -96,15 +85,12 @@ def pack_model(
 
     Args:
         model: everything but the parameters in `packed_names` has its values.
-        kind: how matrices are stored. Routers are fp32 always; under int8 and int4 the up-projections of latent
-            attention are bf16, and under int4 the head is int8.
-        places: by parameter name, what fills it.
-        dtype_of: in which floating type a tensor is best read.
+        precision: how each matrix is stored.
         advance: told the bytes of every slice once it is packed.
     """
-    jobs = list(_Maker(kind, places, dtype_of).jobs(model))
+    jobs = list(_Maker(plan, precision).jobs(model))
     with ThreadPoolExecutor(1) as reader:
-        pending: tuple[_Job, int, Future[tuple[Tensor, int]]] | None = None
+        pending: tuple[_Job, int, Future[tuple[Weight, int]]] | None = None
         for job in jobs:
             for start, parts, rows in job.slices():
                 following = reader.submit(_read_slice, job, parts, rows, read)
@@ -113,20 +99,31 @@ def pack_model(
                 pending = (job, start, following)
         if pending is not None:
             _finish(*pending, advance)
-    if model.lm_head is None:
-        _pack_tied_head(model, kind)
     for module in model.modules():
         if isinstance(module, RMSNorm):
             module.weight = torch.nn.Parameter(module.weight.float(), requires_grad=False)
     model.is_packed = True
 
 
-def _read_slice(job: _Job, parts: tuple[Part, ...], rows: int, read: ReadPart) -> tuple[Tensor, int]:
-    buffer = torch.empty(rows, job.shape[1], dtype=job.source_dtype)
-    return buffer, sum(read(part, buffer[part.at_row : part.at_row + part.num_rows]) for part in parts)
+def resident_bytes(model: CausalLM) -> int:
+    """Memory that the weights of a loaded model take, packed or not."""
+    total = sum(value.nbytes for value in [*model.parameters(), *model.buffers()])
+    for module in model.modules():
+        if isinstance(module, Linear | Router) and module.packed is not None:
+            total += module.packed.num_bytes
+        elif isinstance(module, Experts) and module.packed is not None:
+            total += sum(stack.num_bytes for stack in module.packed)
+        elif isinstance(module, LatentAttention) and module.up_packed is not None:
+            total += sum(stack.num_bytes for stack in module.up_packed)
+    return total
 
 
-def _finish(job: _Job, start: int, following: Future[tuple[Tensor, int]], advance: Callable[[int], None]) -> None:
+def _read_slice(job: _Job, parts: tuple[Part, ...], rows: int, read: ReadPart) -> tuple[Weight, int]:
+    buffer = empty_weight(job.form, (rows, job.shape[1]), job.source_dtype)
+    return buffer, sum(read(part, rows_of(buffer, part.at_row, part.num_rows)) for part in parts)
+
+
+def _finish(job: _Job, start: int, following: Future[tuple[Weight, int]], advance: Callable[[int], None]) -> None:
     buffer, num_bytes = following.result()
     job.pack(start, buffer)
     advance(num_bytes)
@@ -138,10 +135,11 @@ class _Maker:
     Args: see `pack_model`.
     """
 
-    def __init__(
-        self, kind: kernels.Kind, places: dict[str, list[Placement]], dtype_of: Callable[[Placement], torch.dtype]
-    ) -> None:
-        self._kind, self._places, self._dtype_of = kind, places, dtype_of
+    def __init__(self, plan: LoadPlan, precision: Precision) -> None:
+        self._plan, self._precision = plan, precision
+        self._places: dict[str, list[Placement]] = {}
+        for place in plan.places.values():
+            self._places.setdefault(place.parameter, []).append(place)
 
     def jobs(self, model: CausalLM) -> Iterator[_Job]:
         """Every matrix of the model, in its order."""
@@ -149,15 +147,15 @@ class _Maker:
             if isinstance(module, LatentAttention):
                 yield self._up_projections(f"{name}.kv_b_proj.weight", module)
             elif isinstance(module, Router):
-                shape = tuple(module.weight.shape)
-                yield self._matrix(f"{name}.weight", shape, module.use_packed, kind="float32")
+                shape = (module.weight.shape[0], module.weight.shape[1])
+                yield self._matrix(f"{name}.weight", shape, module.use_packed)
             elif isinstance(module, Experts):
                 yield from self._experts(name, module)
             elif isinstance(module, Linear) and not name.endswith(".kv_b_proj"):
-                head = module is model.lm_head
-                kind = _head_kind(self._kind) if head else self._kind
                 shape = (module.out_features, module.in_features)
-                yield self._matrix(f"{name}.weight", shape, module.use_packed, kind=kind, bias=module.bias)
+                yield self._matrix(f"{name}.weight", shape, module.use_packed, bias=module.bias)
+        if model.lm_head is None:
+            yield self._tied_head(model)
 
     def _matrix(
         self,
@@ -165,22 +163,41 @@ class _Maker:
         shape: tuple[int, int],
         done: Callable[[PackedMatrix], None],
         *,
-        kind: kernels.Kind,
         bias: Tensor | None = None,
+        places: list[Placement] | None = None,
         parts: tuple[Part, ...] | None = None,
     ) -> _Job:
+        """`places` fill the parameter, `parts` this matrix; the first decide its storage."""
         matrix: list[PackedMatrix] = []
-        gated = parameter.removesuffix(".weight").endswith("gate_up_proj")
+        gated = is_gated(parameter)
+        places = places or self._places[parameter]
+        storage = self._precision.storage_of(parameter, places)
 
-        def pack(start: int, rows: Tensor) -> None:
+        def pack(start: int, rows: Weight) -> None:
             if not matrix:
-                matrix.append(PackedMatrix(kind, *shape, gated=gated, bias=bias))
-            _pack_rows(matrix[0], start, rows, parameter)
-            if start + rows.shape[0] == shape[0]:
+                matrix.append(PackedMatrix(storage.kind, *shape, group=storage.group, gated=gated, bias=bias))
+            if _pack_rows(matrix[0], start, rows, parameter) == shape[0]:
                 done(matrix[0])
 
-        parts = parts or _whole_parts(self._places[parameter])
-        return _Job(shape, parts, self._widest(parts), pack, at_once=gated)
+        parts = parts or _whole_parts(places)
+        # Encoded tensors come in steps of rows, which slices would have to keep to.
+        at_once = gated or any(self._row_step(part.place) > 1 for part in parts)
+        return _Job(shape, parts, storage.form, self._widest(parts), pack, at_once=at_once)
+
+    def _row_step(self, place: Placement) -> int:
+        encoded = self._plan.encoded.get(place.key)
+        return 1 if encoded is None else encoded.row_step
+
+    def _tied_head(self, model: CausalLM) -> _Job:
+        rows, columns = model.embed_tokens.weight.shape
+
+        def done(matrix: PackedMatrix) -> None:
+            with torch.device("meta"):
+                head = Linear(columns, rows, bias=False)
+            head.use_packed(matrix)
+            model.lm_head = head
+
+        return self._matrix(HEAD, (rows, columns), done, places=self._places[EMBEDDING])
 
     def _experts(self, name: str, module: Experts) -> Iterator[_Job]:
         num_experts, double, width = module.gate_up_proj.shape
@@ -197,20 +214,23 @@ class _Maker:
                 complete()
 
             found = self._places[f"{name}.{leaf}"]
+            by_expert: dict[int | None, list[Placement]] = {}
+            for place in found:
+                by_expert.setdefault(place.expert, []).append(place)
             for expert in range(num_experts):
-                own = [place for place in found if place.expert == expert] if len(found) > 1 else []
+                own = by_expert.get(expert)
                 parts = _whole_parts(own) if own else (Part(found[0], expert * rows, rows, 0),)
-                yield self._matrix(f"{name}.{leaf}", (rows, columns), done, kind=self._kind, parts=parts)
+                yield self._matrix(f"{name}.{leaf}", (rows, columns), done, parts=parts)
 
     def _up_projections(self, parameter: str, module: LatentAttention) -> _Job:
         """`kv_b_proj` serves in two small products per head: queries times keys' part, values' part times the mix."""
-        kind: kernels.Kind = "bfloat16" if self._kind in ("int8", "int4") else self._kind
+        kind = self._precision.storage_of(parameter, self._places[parameter]).kind
         widths = module.latent
         rank, nope, value = widths.kv_lora_rank, widths.qk_nope_head_dim, widths.v_head_dim
 
-        def pack(start: int, rows: Tensor) -> None:
+        def pack(start: int, rows: Weight) -> None:
             keys, values = [], []
-            for head in rows.unflatten(0, (module.num_heads, nope + value)):
+            for head in values_of(rows).unflatten(0, (module.num_heads, nope + value)):
                 keys.append(PackedMatrix(kind, rank, nope))
                 _pack_rows(keys[-1], 0, head[:nope].T.contiguous(), parameter)
                 values.append(PackedMatrix(kind, value, rank))
@@ -219,10 +239,10 @@ class _Maker:
 
         parts = _whole_parts(self._places[parameter])
         shape = (module.num_heads * (nope + value), rank)
-        return _Job(shape, parts, self._widest(parts), pack, at_once=True)
+        return _Job(shape, parts, PLAIN, self._widest(parts), pack, at_once=True)
 
     def _widest(self, parts: tuple[Part, ...]) -> torch.dtype:
-        found = {self._dtype_of(part.place) for part in parts}
+        found = {self._plan.dtype_of(part.place) for part in parts}
         return found.pop() if len(found) == 1 else torch.float32
 
 
@@ -230,24 +250,17 @@ def _whole_parts(places: list[Placement]) -> tuple[Part, ...]:
     return tuple(Part(place, 0, place.shape[0], place.start_row) for place in places)
 
 
-def _head_kind(kind: kernels.Kind) -> kernels.Kind:
-    """Four bits cost the head more accuracy than the rest, and it is a small part of the whole."""
-    return "int8" if kind == "int4" else kind
-
-
-def _pack_tied_head(model: CausalLM, kind: kernels.Kind) -> None:
-    table = model.embed_tokens.weight
-    matrix = PackedMatrix(_head_kind(kind), *table.shape)
-    _pack_rows(matrix, 0, table.detach(), "embed_tokens.weight")
-    with torch.device("meta"):
-        head = Linear(table.shape[1], table.shape[0], bias=False)
-    head.use_packed(matrix)
-    model.lm_head = head
-
-
-def _pack_rows(matrix: PackedMatrix, start: int, rows: Tensor, parameter: str) -> None:
+def _pack_rows(matrix: PackedMatrix, start: int, rows: Weight, parameter: str) -> int:
+    """Pack rows, as codes where they are such; returns the row after the last."""
+    if isinstance(rows, GroupQuantized):
+        matrix.pack_codes(start, rows.codes, rows.scales, rows.zeros)
+        return start + rows.codes.shape[0]
+    if isinstance(rows, ChannelQuantized):
+        matrix.pack_codes(start, rows.codes, rows.scales)
+        return start + rows.codes.shape[0]
     if matrix.kind == "float16" and rows.dtype != torch.float16 and not bool(rows.abs().max() <= _LARGEST_HALF):
         raise CheckpointError(
             f"{parameter} holds values that float16 cannot hold.", hint="Use dtype bfloat16 or float32."
         )
     matrix.pack_rows(start, rows)
+    return start + rows.shape[0]

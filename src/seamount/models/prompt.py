@@ -6,6 +6,7 @@ no weights and must not import torch: the server's process encodes prompts, and 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from seamount.core.sampling import SamplingParams
 
 from .builtin_templates import choose_template
 from .guard import MarkerGuard
+from .locate import is_gguf
 from .messages import prepare_messages
 from .reasoning import THINK_OPEN, Delta, ReasoningParser
 from .template import MAX_TEMPLATE_CHARS, ChatTemplate
@@ -98,12 +100,14 @@ class PromptEncoder:
 
     @classmethod
     def from_folder(cls, folder: Path) -> PromptEncoder:
-        """Read a checkpoint folder's tokenizer, template and defaults.
+        """Read the tokenizer, template and defaults of a checkpoint folder or of a .gguf file.
 
         Raises:
             CheckpointError: a file is missing, broken, too large, or contradicts another; names the file.
             UnsupportedModelError: the tokenizer is of a kind that is not supported.
         """
+        if is_gguf(folder):
+            return cls._from_gguf(folder)
         tokenizer_config = read_json_object(folder / "tokenizer_config.json") or {}
         special_tokens_map = read_json_object(folder / "special_tokens_map.json") or {}
         named_tokens = _named_tokens({**special_tokens_map, **tokenizer_config}, folder)
@@ -115,6 +119,26 @@ class PromptEncoder:
             config=read_json_object(folder / "config.json") or {},
             generation_config=read_json_object(folder / "generation_config.json") or {},
             templates=_read_templates(folder, tokenizer_config),
+        )
+
+    @classmethod
+    def _from_gguf(cls, path: Path) -> PromptEncoder:
+        # Here, because they load numpy, for which a server of other checkpoints has no use.
+        from .gguf import Gguf
+        from .gguf_config import generation_config, hf_config
+        from .gguf_tokenizer import tokenizer_files
+
+        file = Gguf.from_file(path)
+        files = tokenizer_files(file)
+        named_tokens = _named_tokens(files.tokenizer_config, file.path)
+        return cls(
+            folder=file.path,
+            tokenizer=TextTokenizer(file.path, named_tokens.values(), text=json.dumps(files.tokenizer)),
+            named_tokens=named_tokens,
+            adds_bos=files.tokenizer_config["add_bos_token"],
+            config=hf_config(file),
+            generation_config=generation_config(file),
+            templates=_named_templates(files.tokenizer_config.get("chat_template"), file.path),
         )
 
     def check_template(self) -> None:
@@ -327,8 +351,13 @@ def _read_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
     if value is None:
         where = folder / "chat_template.json"
         value = (read_json_object(where, 2 * limit_bytes) or {}).get("chat_template")
+    return _named_templates(value, where)
+
+
+def _named_templates(value: Any, where: Path) -> dict[str, str]:
+    """Templates by name, from one text, a list of names and texts, or nothing."""
     if value is None:
-        return found
+        return {}
     if isinstance(value, str):
         return {"default": value}
     pairs: list[tuple[Any, Any]] = []

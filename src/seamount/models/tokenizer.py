@@ -33,9 +33,10 @@ class TextTokenizer:
     """One checkpoint's tokenizer. Immutable; safe to use from any thread.
 
     Args:
-        folder: holds tokenizer.json.
+        folder: holds tokenizer.json; or where `text` comes from, for errors.
         special_tokens: texts that tokenizer_config.json names; those in the vocabulary become special tokens
             even where tokenizer.json does not say so.
+        text: what stands in tokenizer.json, for a tokenizer that lies elsewhere.
 
     Attributes:
         vocab_size: highest token id plus one.
@@ -43,9 +44,10 @@ class TextTokenizer:
         special_ids: ids that `skip_special_tokens` drops; never the reasoning tags, flagged or not.
     """
 
-    def __init__(self, folder: Path, special_tokens: Iterable[str] = ()) -> None:
-        path = folder / _TOKENIZER_JSON
-        text = read_text(path, MAX_TOKENIZER_BYTES)
+    def __init__(self, folder: Path, special_tokens: Iterable[str] = (), *, text: str | None = None) -> None:
+        path = folder if text is not None else folder / _TOKENIZER_JSON
+        if text is None:
+            text = read_text(path, MAX_TOKENIZER_BYTES)
         if text is None:
             raise _missing(folder)
         tokenizer = _build(text, path)

@@ -14,14 +14,17 @@ from pathlib import Path
 
 import torch
 
+from seamount import kernels
 from seamount.core.errors import ConfigError, OutOfMemoryError, RequestError
-from seamount.core.settings import DTypeName, EngineConfig
+from seamount.core.settings import DTypeName, EngineConfig, QuantizationName
 from seamount.engine.memory import plan_memory
 from seamount.kernels import hardware
 from seamount.models.config import ModelConfig
-from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters, weight_bytes
-from seamount.models.loading import LoadPlan, plan_load
+from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
+from seamount.models.keymap import Placement
+from seamount.models.loading import LoadPlan, choose_precision, plan_load, planned_bytes
 from seamount.models.memory import available_bytes
+from seamount.models.precision import EMBEDDING, Precision
 from seamount.models.prompt import PromptEncoder
 
 _PICKLE_SUFFIXES = {".bin", ".pt", ".pth", ".ckpt"}
@@ -37,6 +40,8 @@ class Inspection:
         num_parameters, num_active_parameters: total, and used per token.
         num_mtp_layers: multi-token-prediction blocks that the weights hold.
         stored_bytes: bytes on disk by stored type, most first.
+        stored_as: the format, and the quantization where there is one.
+        weight_bytes: memory of the weights, once loaded.
         declared_context: tokens that the checkpoint declares.
         tokenizer_size: tokens of the tokenizer; 0 when it cannot be used.
         template_source: "checkpoint", "built-in NAME" or "none".
@@ -56,6 +61,7 @@ class Inspection:
     num_mtp_layers: int
     stored_bytes: dict[str, int]
     num_files: int
+    stored_as: str
     weight_bytes: int
     cache_bytes_per_token: int
     vocab_size: int
@@ -98,6 +104,7 @@ class Inspection:
             ("Family", self.family),
             ("Parameters", f"{_count(self.num_parameters)}, {_count(self.num_active_parameters)} active per token"),
             ("MTP blocks", str(self.num_mtp_layers)),
+            ("Format", self.stored_as),
             ("Stored", f"{stored} in {self.num_files} file(s)"),
             ("Context", f"{self.declared_context:,} tokens declared"),
             ("Vocabulary", f"{self.vocab_size:,} rows, {self.tokenizer_size:,} tokens in the tokenizer"),
@@ -112,15 +119,17 @@ class Inspection:
         ]
 
 
-def inspect_checkpoint(folder: Path, *, dtype: DTypeName = "auto", device: str = "auto") -> Inspection:
-    """Describe the checkpoint in `folder` and how the engine would run it with default settings.
+def inspect_checkpoint(
+    folder: Path, *, dtype: DTypeName = "auto", quantization: QuantizationName = "auto", device: str = "auto"
+) -> Inspection:
+    """Describe the checkpoint in `folder`, or the .gguf file, and how the engine would run it with default settings.
 
     Args:
-        dtype, device: as the settings of the same names.
+        dtype, quantization, device: as the settings of the same names.
 
     Raises:
         CheckpointError: config or weights are broken or do not belong together.
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or it cannot do what was asked for.
     """
     declared = ModelConfig.from_folder(folder)
     plan = plan_load(folder, declared)
@@ -129,7 +138,9 @@ def inspect_checkpoint(folder: Path, *, dtype: DTypeName = "auto", device: str =
     dtype_name = config.dtype if dtype == "auto" else dtype
     kind: torch.dtype = getattr(torch, dtype_name)
     free = available_bytes(target)
-    context, shortage = _fit(config, EngineConfig(model=str(folder), dtype=dtype), kind, free)
+    precision = choose_precision(plan, kind, quantization, target)
+    weight_bytes = planned_bytes(plan, precision)
+    context, shortage = _fit(config, EngineConfig(model=str(folder), dtype=dtype), kind, weight_bytes, free)
     prompts = _Prompts.of(folder)
     features = hardware.cpu_features()
     warnings = [*_folder_warnings(folder, declared, plan), *prompts.warnings]
@@ -147,7 +158,8 @@ def inspect_checkpoint(folder: Path, *, dtype: DTypeName = "auto", device: str =
         num_mtp_layers=config.num_mtp_layers,
         stored_bytes=_stored_bytes(plan),
         num_files=len(plan.checkpoint.files),
-        weight_bytes=weight_bytes(config, kind),
+        stored_as=_stored_as(plan),
+        weight_bytes=weight_bytes,
         cache_bytes_per_token=cache_bytes_per_token(config, kind),
         vocab_size=config.vocab_size,
         declared_context=config.max_position,
@@ -159,7 +171,7 @@ def inspect_checkpoint(folder: Path, *, dtype: DTypeName = "auto", device: str =
         device=str(target),
         num_threads=hardware.default_threads(),
         cpu_features=features,
-        kernels="plain torch kernels",
+        kernels=_kernels(plan, precision, target),
         free_bytes=free,
         fitting_context=context,
         shortage=shortage,
@@ -167,9 +179,11 @@ def inspect_checkpoint(folder: Path, *, dtype: DTypeName = "auto", device: str =
     )
 
 
-def _fit(config: ModelConfig, settings: EngineConfig, kind: torch.dtype, free: int) -> tuple[int, str | None]:
+def _fit(
+    config: ModelConfig, settings: EngineConfig, kind: torch.dtype, weight_bytes: int, free: int
+) -> tuple[int, str | None]:
     try:
-        return plan_memory(config, settings, kind, free).max_model_len, None
+        return plan_memory(config, settings, kind, weight_bytes, free).max_model_len, None
     except OutOfMemoryError as error:
         return 0, str(error)
 
@@ -181,10 +195,38 @@ def _stored_bytes(plan: LoadPlan) -> dict[str, int]:
     return dict(counts.most_common())
 
 
+def _stored_as(plan: LoadPlan) -> str:
+    if plan.checkpoint.folder.is_file():
+        return "GGUF"
+    quantization = plan.config.quantization
+    if quantization is None:
+        return "safetensors"
+    if quantization.format == "fp8":
+        return "safetensors, FP8 in 128x128 blocks"
+    groups = f"groups of {quantization.group_size}" if quantization.group_size else "a scale per row"
+    return f"safetensors, {quantization.format} in {quantization.bits} bits, {groups}"
+
+
+def _kernels(plan: LoadPlan, precision: Precision, device: torch.device) -> str:
+    """What multiplies, and in which kinds matrices would be held, most common first."""
+    if not precision.is_packed:
+        return kernels.describe(device)
+    by_parameter: dict[str, list[Placement]] = {}
+    for place in plan.places.values():
+        if len(place.shape) > 1 and place.parameter != EMBEDDING:
+            by_parameter.setdefault(place.parameter, []).append(place)
+    counts: Counter[str] = Counter()
+    for parameter, places in by_parameter.items():
+        counts[precision.storage_of(parameter, places).kind] += sum(place.num_values for place in places)
+    return f"{kernels.describe(device)}, weights as {', '.join(kind for kind, _ in counts.most_common())}"
+
+
 def _folder_warnings(folder: Path, declared: ModelConfig, plan: LoadPlan) -> list[str]:
     warnings = []
     if declared.num_mtp_layers > plan.config.num_mtp_layers:
         warnings.append("config.json declares a multi-token-prediction block that the weights do not hold.")
+    if folder.is_file():
+        return warnings
     names = sorted(path.name for path in folder.iterdir())
     code = [name for name in names if name.endswith(".py")]
     if code:

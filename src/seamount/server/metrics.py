@@ -42,6 +42,12 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda s: s.num_prefix_hit_tokens),
     ("vllm:num_preemptions", "Sequences put back because blocks ran out.", lambda s: s.num_preemptions),
+    (
+        "vllm:spec_decode_num_draft_tokens",
+        "Tokens that speculative decoding guessed and verified.",
+        lambda s: s.num_draft_tokens,
+    ),
+    ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", lambda s: s.num_accepted_tokens),
     ("seamount:engine_steps", "Steps of the engine.", lambda s: s.num_steps),
     ("seamount:worker_restarts", "Times that the engine's worker was started again.", lambda s: s.num_worker_restarts),
 )

@@ -11,7 +11,7 @@ from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import EngineConfig
 from seamount.engine.memory import WORKSPACE_BYTES, plan_memory
 from seamount.models.config import ModelConfig
-from seamount.models.footprint import cache_bytes_per_token, weight_bytes
+from seamount.models.footprint import cache_bytes_per_token
 
 DENSE = ModelConfig.from_dict(
     {
@@ -26,7 +26,7 @@ DENSE = ModelConfig.from_dict(
     }
 )
 BF16 = torch.bfloat16
-WEIGHTS = weight_bytes(DENSE, BF16)
+WEIGHTS = 1_000_000
 PER_TOKEN = cache_bytes_per_token(DENSE, BF16)
 
 
@@ -61,14 +61,14 @@ def test_v3_caches_576_values_per_token_and_layer() -> None:
 
 
 def test_with_ample_memory_the_declared_context_is_kept_and_the_cache_stays_modest() -> None:
-    plan = plan_memory(DENSE, EngineConfig(max_num_seqs=4), BF16, free_for(10**7))
+    plan = plan_memory(DENSE, EngineConfig(max_num_seqs=4), BF16, WEIGHTS, free_for(10**7))
     assert plan.max_model_len == 8192
     assert plan.num_blocks * plan.block_size == 8192
     assert plan.cache_bytes == plan.num_blocks * plan.block_size * PER_TOKEN
 
 
 def test_an_unasked_context_is_lowered_to_what_fits() -> None:
-    plan = plan_memory(DENSE, EngineConfig(), BF16, free_for(4000))
+    plan = plan_memory(DENSE, EngineConfig(), BF16, WEIGHTS, free_for(4000))
     assert 512 <= plan.max_model_len < 4000
     assert plan.declared_model_len == 8192
     assert plan.cache_bytes + plan.weight_bytes + plan.workspace_bytes <= free_for(4000)
@@ -76,24 +76,26 @@ def test_an_unasked_context_is_lowered_to_what_fits() -> None:
 
 def test_an_asked_for_context_that_does_not_fit_is_refused_with_one_that_does() -> None:
     with pytest.raises(OutOfMemoryError) as caught:
-        plan_memory(DENSE, EngineConfig(max_model_len=8000), BF16, free_for(4000))
+        plan_memory(DENSE, EngineConfig(max_model_len=8000), BF16, WEIGHTS, free_for(4000))
     (fits,) = re.findall(r"at most (\d+) fits", caught.value.hint or "")
-    assert plan_memory(DENSE, EngineConfig(max_model_len=int(fits)), BF16, free_for(4000)).max_model_len == int(fits)
+    assert plan_memory(
+        DENSE, EngineConfig(max_model_len=int(fits)), BF16, WEIGHTS, free_for(4000)
+    ).max_model_len == int(fits)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
     with pytest.raises(OutOfMemoryError, match="weights need"):
-        plan_memory(DENSE, EngineConfig(), BF16, WEIGHTS)
+        plan_memory(DENSE, EngineConfig(), BF16, WEIGHTS, WEIGHTS)
 
 
 def test_a_context_beyond_the_checkpoints_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigError, match="8192"):
-        plan_memory(DENSE, EngineConfig(max_model_len=9000), BF16, free_for(10**7))
+        plan_memory(DENSE, EngineConfig(max_model_len=9000), BF16, WEIGHTS, free_for(10**7))
 
 
 def test_a_given_cache_size_is_kept_to_the_block() -> None:
-    plan = plan_memory(DENSE, EngineConfig(cache_memory_bytes=PER_TOKEN * 1000), BF16, free_for(10**6))
+    plan = plan_memory(DENSE, EngineConfig(cache_memory_bytes=PER_TOKEN * 1000), BF16, WEIGHTS, free_for(10**6))
     assert plan.num_blocks == 1000 // plan.block_size
     assert plan.max_model_len == plan.num_blocks * plan.block_size
     with pytest.raises(OutOfMemoryError, match="cache_memory_bytes"):
-        plan_memory(DENSE, EngineConfig(cache_memory_bytes=PER_TOKEN * 1000), BF16, free_for(500))
+        plan_memory(DENSE, EngineConfig(cache_memory_bytes=PER_TOKEN * 1000), BF16, WEIGHTS, free_for(500))

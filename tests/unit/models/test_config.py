@@ -73,7 +73,7 @@ def change(raw: dict[str, Any], **fields: Any) -> dict[str, Any]:
 
 def test_r1() -> None:
     config = ModelConfig.from_dict(R1)
-    assert config.fp8_blocks and config.dtype == "bfloat16"
+    assert config.quantization is not None and config.quantization.format == "fp8" and config.dtype == "bfloat16"
     assert config.num_mtp_layers == 1
     assert (config.head_dim, config.eos_token_ids) == (192, (1,))
     assert config.experts is not None and config.latent is not None
@@ -121,7 +121,7 @@ def test_end_tokens(value: Any, ids: tuple[int, ...]) -> None:
         ({"topk_method": "greedy"}, "router"),
         ({"moe_layer_freq": 2}, "moe_layer_freq"),
         ({"torch_dtype": "int8"}, "dtype 'int8'"),
-        ({"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, "'bitsandbytes'"),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [64, 64]}}, "weight_block_size"),
         ({"rope_scaling": {"type": "longrope", "factor": 2}}, "'longrope'"),
     ],

@@ -8,6 +8,7 @@ from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters, weight_bytes
 from seamount.models.keymap import placements
 from seamount.models.network import build_network
+from seamount.models.precision import Precision
 
 
 def test_every_value_of_the_network_comes_from_exactly_one_tensor(any_config: ModelConfig) -> None:
@@ -41,7 +42,7 @@ def test_the_footprint_equals_the_network(any_config: ModelConfig) -> None:
     buffers = sum(b.numel() * 4 for b in model.buffers())
     for dtype in (torch.bfloat16, torch.float32):
         expected = sum(p.numel() for p in model.parameters()) * dtype.itemsize + buffers
-        assert weight_bytes(any_config, dtype) == expected
+        assert weight_bytes(any_config, placements(any_config), Precision(dtype)) == expected
         assert cache_bytes_per_token(any_config, dtype) == model.cache_spec.values_per_token() * dtype.itemsize
 
 

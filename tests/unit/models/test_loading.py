@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
-from seamount.models import loading
+from seamount.models import loading, reading
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
 from seamount.models.loading import load_model, plan_load
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder: Path, config: ModelConfig, dtype: torch.dtype = torch.float32) -> CausalLM:
-    return load_model(folder, config, dtype=dtype, device=CPU)
+    return load_model(folder, config, dtype=dtype, device=CPU, packed=False)
 
 
 def targets(model: CausalLM) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def test_every_tensor_arrives(name: str, make_folder: Any) -> None:
 def test_precision_is_converted(
     stored: torch.dtype, wanted: torch.dtype, make_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "_BUFFER_BYTES", 64)  # so that every tensor takes several pieces
+    monkeypatch.setattr(reading, "_BUFFER_BYTES", 64)  # so that every tensor takes several pieces
     folder, config, tensors = make_folder("v3", dtype=stored)
     found = targets(load(folder, config, wanted))
     for place in placements(config):
@@ -171,7 +171,7 @@ def test_fp8_is_multiplied_by_its_scale(make_folder: Any) -> None:
 
 def test_fp8_blocks_are_read_in_strips(make_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows and columns that are no multiple of 128, over several strips; the scale in another file."""
-    monkeypatch.setattr(loading, "_BUFFER_BYTES", 64)
+    monkeypatch.setattr(reading, "_BUFFER_BYTES", 64)
     raw = {
         "model_type": "llama",
         "vocab_size": 8,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from seamount.core.errors import CheckpointError, NotFoundError, UnsupportedModelError
+from seamount.core.errors import CheckpointError, NotFoundError
 from seamount.models import locate
 from seamount.models.locate import embedded_models, locate_model
 
@@ -69,9 +69,17 @@ def test_folders_without_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
         locate_model(str(empty))
 
 
-def test_gguf_is_refused_by_name(tmp_path: Path) -> None:
-    file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF")
-    for path in (file, tmp_path):
-        with pytest.raises(UnsupportedModelError, match="GGUF"):
-            locate_model(str(path))
+def test_a_gguf_file_is_found_by_its_path_and_by_its_folder(tmp_path: Path) -> None:
+    shards = [tmp_path / f"m-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for shard in shards:
+        shard.write_bytes(b"GGUF")
+    assert locate_model(str(shards[0])) == shards[0]
+    assert locate_model(str(tmp_path)) == shards[0]
+    (tmp_path / "config.json").write_text("{}")  # as some publishers leave it beside the files
+    assert locate_model(str(tmp_path)) == shards[0]
+    (tmp_path / "other-Q4_0.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="2 models in GGUF.*other-Q4_0") as caught:
+        locate_model(str(tmp_path))
+    assert caught.value.hint == "Give one of the files."
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert locate_model(str(tmp_path)) == tmp_path

@@ -55,7 +55,7 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
     assert num_bytes == (tmp_path / "model.safetensors").stat().st_size
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     config = ModelConfig.from_folder(tmp_path)
-    model = load_model(tmp_path, config, dtype=torch.bfloat16, device=torch.device("cpu"))
+    model = load_model(tmp_path, config, dtype=torch.bfloat16, device=torch.device("cpu"), packed=False)
     read = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert config.num_mtp_layers == 1
     assert read.keys() == tensors.keys()
@@ -68,7 +68,7 @@ def test_transformers_gives_the_same_logits(tmp_path):
     transformers = pytest.importorskip("transformers")
     save_folder(tmp_path, RAW, random_tensors(), torch.float32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    ours = load_model(tmp_path, ModelConfig.from_folder(tmp_path), dtype=torch.float32, device=torch.device("cpu"))
+    ours = load_model(tmp_path, ModelConfig.from_folder(tmp_path), dtype=torch.float32, device=torch.device("cpu"), packed=False)
     ids = torch.randint(0, 64, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = theirs(ids).logits

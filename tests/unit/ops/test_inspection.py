@@ -65,7 +65,7 @@ def test_a_sound_checkpoint(folder: Path) -> None:
     assert (found.family, found.num_mtp_layers, found.num_files) == ("deepseek_v3", 1, 1)
     assert found.stored_bytes == {"BF16": 2 * (found.num_parameters + 2 * 4)}
     assert found.num_active_parameters < found.num_parameters
-    assert found.cache_bytes_per_token == 2 * (8 + 2) * 2
+    assert found.cache_bytes_per_token == (2 + 1) * (8 + 2) * 2  # layers and MTP block, latent and key, bytes
     assert (found.dtype, found.device) == ("bfloat16", "cpu")
     assert found.fits and found.fitting_context == found.declared_context == 4096
     assert (found.tokenizer_size, found.template_source) == (256, "checkpoint")

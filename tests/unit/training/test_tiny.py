@@ -46,7 +46,7 @@ def test_train_then_export_gives_a_folder_that_loads(recipe, tmp_path, capsys):
     assert tiny.main([path]) == 0  # nothing is left to do, and that is no error
     assert tiny.main([path, "--export", str(tmp_path / "out"), "--curve", str(tmp_path / "curve.svg")]) == 0
     config = ModelConfig.from_folder(tmp_path / "out")
-    model = load_model(tmp_path / "out", config, dtype=torch.bfloat16, device=torch.device("cpu"))
+    model = load_model(tmp_path / "out", config, dtype=torch.bfloat16, device=torch.device("cpu"), packed=False)
     assert model.config.num_mtp_layers == 1
     assert (tmp_path / "curve.svg").read_text(encoding="utf-8").startswith("<svg")
     assert "step 3/3" in capsys.readouterr().out

@@ -1,0 +1,163 @@
+"""The kernels are built where they are first used; where that fails, a reason is given and plain torch computes.
+
+Each case runs in a process of its own, with a cache folder of its own and a `PATH` that holds the compiler of the case.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from seamount import kernels
+
+REPORT = """
+import torch
+from seamount import kernels
+print("isa", kernels.isa_name())
+print("why", kernels.why_missing())
+if kernels.library() is not None:
+    matrix = kernels.PackedMatrix("float32", 3, 5)
+    weight = torch.arange(15.0).view(3, 5)
+    matrix.pack_rows(0, weight)
+    assert torch.equal(matrix.multiply(torch.eye(5)), weight.T)
+"""
+GENERATE = """
+import sys
+from seamount import LLM, SamplingParams, kernels
+from seamount.core.errors import ConfigError
+assert kernels.library() is None
+print("why", kernels.why_missing())
+options = dict(num_threads=1, max_model_len=64)
+answer = LLM(sys.argv[1], **options).generate("abc", SamplingParams(max_tokens=5, temperature=0, ignore_eos=True))
+print("tokens", len(answer[0].token_ids))
+try:
+    LLM(sys.argv[1], quantization="int8", **options)
+except ConfigError as error:
+    print(error, "|", error.hint)
+"""
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Returns a function: runs code with this `PATH`; a compiler may wait at the gate. None outlives the test."""
+    with ExitStack() as running:
+
+        def start(code: str, path: Path, *arguments: object, gate: Path | None = None) -> subprocess.Popen[str]:
+            environment = {
+                **os.environ,
+                "XDG_CACHE_HOME": str(tmp_path / "cache"),
+                "PATH": str(path),
+                "GATE": str(gate),
+                "OMP_NUM_THREADS": "1",
+            }
+            command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+            process = running.enter_context(subprocess.Popen(command, env=environment, text=True, **pipes))
+            running.callback(process.kill)
+            return process
+
+        yield start
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it printed and what it said on the way; it must have ended well."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def compiler(folder: Path, script: str) -> Path:
+    """A folder for `PATH` whose `g++` is this shell script."""
+    path = folder / "bin"
+    path.mkdir()
+    (path / "g++").write_text(f"#!/bin/sh\n{script}\n")
+    (path / "g++").chmod(0o755)
+    return path
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").rglob("*.so"))
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path: Path, start: Start) -> None:
+    # What the true compiler makes was made for these tests already; this one is quick.
+    made = getattr(kernels.library(), "_name", "")
+    path = compiler(
+        tmp_path,
+        f"""
+        case "$1" in
+            --version) exit ;;
+            -shared) make="{shutil.which("cp")} {made}"; : < "$GATE" ;;
+            *) make="{shutil.which("touch")}" ;;
+        esac
+        while [ "$1" != -o ]; do shift; done
+        exec $make "$2"
+        """,
+    )
+    stale = tmp_path / "cache" / "seamount" / "kernels" / "seamount-0123.so"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier version")
+    gates = [tmp_path / "gate0", tmp_path / "gate1"]
+    for gate in gates:
+        os.mkfifo(gate)
+    processes = [start(REPORT, path, gate=gate) for gate in gates]
+    progress = [process.stderr.readline() for process in processes if process.stderr]
+    assert all(line.startswith("Compiling") for line in progress)
+    for gate in gates:
+        gate.open("w").close()  # returns once its compiler stands there
+    for process in processes:
+        out, err = finish(process)
+        assert out.splitlines()[1].strip() == "why"
+        assert " of " in err
+    (built,) = libraries(tmp_path)
+    assert built != stale
+    assert [entry.name for entry in built.parent.iterdir()] == [built.name]
+    out, err = finish(start(REPORT, path))
+    assert err == ""
+    assert out.splitlines()[1].strip() == "why"
+
+
+def test_without_a_compiler_plain_torch_computes(tmp_path: Path, start: Start, small_checkpoint: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    out, err = finish(start(GENERATE, tmp_path / "bin", small_checkpoint))
+    assert "tokens 5" in out
+    assert "no C++ compiler was found" in out
+    assert "apt install g++" in out
+    assert "quantization none" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ('[ "$1" = --version ] && exit 0; echo "fatal error: no space left on device" >&2; exit 1', "no space left"),
+        ("exit 1", "could not be built"),
+        ('[ "$1" = --version ] && exit 0; while [ "$1" != -o ]; do shift; done; echo rubbish > "$2"', "could not be"),
+    ],
+    ids=["cannot-compile", "cannot-even-start", "writes-rubbish"],
+)
+def test_a_broken_compiler_is_named_and_plain_torch_computes(
+    script: str, reason: str, tmp_path: Path, small_checkpoint: Path
+) -> None:
+    path = compiler(tmp_path, script)
+    out, _ = finish(start(GENERATE, path, small_checkpoint))
+    assert reason in out.splitlines()[0]
+    assert "tokens 5" in out
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_a_cache_folder_that_cannot_be_made_is_no_failure(tmp_path: Path, start: Start) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    out, _ = finish(start(REPORT, compiler(tmp_path, "exit")))
+    assert "could not be built" in out
