@@ -11,6 +11,7 @@ import torch
 from seamount import kernels
 from seamount.core.requests import ModelFacts
 from seamount.core.settings import EngineConfig
+from seamount.kernels import can_capture
 from seamount.kernels.hardware import choose_device, default_threads
 from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
@@ -100,6 +101,9 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
             eos_token_ids=encoder.eos_token_ids,
             payoff=Payoff() if config.speculation == "auto" else None,
         )
+    elif can_capture(device):
+        longest = -(-plan.max_model_len // plan.block_size)
+        runner.capture(max_num_seqs=config.max_num_seqs, max_blocks=longest)
     return EngineCore(runner, scheduler, encoder, facts, speculation), encoder
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from seamount.models.batch import Batch, Piece
 from seamount.models.network import CausalLM
 
+from .graphs import DecodeGraphs
 from .scheduler import Work
 
 
@@ -21,13 +22,13 @@ class Pass:
         logits: fp32 `[N, V]`: for each piece of work that completes its sequence a row for its last pending token and
             one for each of its guesses, in order.
         hidden: `[T, C]`, normalised hidden states of all tokens.
-        batch: the tokens.
+        batch: the tokens; None where a captured step was replayed.
         first_positions: of each piece of work, as it was when the pass began.
     """
 
     logits: Tensor
     hidden: Tensor
-    batch: Batch
+    batch: Batch | None
     first_positions: tuple[int, ...]
 
 
@@ -50,6 +51,18 @@ class Runner:
         self._block_size = block_size
         self._device = device
         self.cache = model.cache_spec.allocate(num_blocks * block_size, dtype, device)
+        self._graphs: DecodeGraphs | None = None
+
+    def capture(self, *, max_num_seqs: int, max_blocks: int) -> None:
+        """Replay decode steps of up to so many sequences and blocks each from now on, without speculation."""
+        self._graphs = DecodeGraphs(
+            self._model,
+            self.cache,
+            block_size=self._block_size,
+            max_blocks=max_blocks,
+            max_num_seqs=max_num_seqs,
+            device=self._device,
+        )
 
     @torch.inference_mode()
     def run(self, work: list[Work]) -> Pass:
@@ -64,7 +77,11 @@ class Runner:
             end += len(tokens)
             if item.completes:
                 rows += range(end - 1 - item.num_drafts, end)
-        batch = Batch.over_cache(pieces, self._block_size, self._device)
-        hidden = self._model(batch, self.cache)
+        batch = None
+        if self._graphs is not None and self._graphs.take(pieces):
+            hidden = self._graphs.run(pieces)
+        else:
+            batch = Batch.over_cache(pieces, self._block_size, self._device)
+            hidden = self._model(batch, self.cache)
         chosen = hidden if len(rows) == end else hidden[rows]
         return Pass(self._model.logits(chosen), hidden, batch, tuple(first for _, first, _ in pieces))

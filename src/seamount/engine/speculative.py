@@ -63,6 +63,8 @@ class Speculation:
         Args:
             work, ran: the step's; its sequences hold what was chosen, and know how far they are computed.
         """
+        if ran.batch is None:
+            raise ValueError("a replayed step cannot be followed: its tokens were not kept")
         following: list[int] = []
         last_rows: dict[Sequence, int] = {}
         for row, item, first in zip(ran.batch.query_starts, work, ran.first_positions, strict=False):

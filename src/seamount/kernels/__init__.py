@@ -6,22 +6,38 @@ the implementation at run time, under the same names.
 """
 
 from .choice import (
+    apply_rotary,
     argmax,
+    can_capture,
     candidates,
     causal_attention,
+    latent_attention,
+    latent_rotate_and_cache,
     packed_latent_attention,
     paged_attention,
     rms_norm,
     rotate_and_cache,
     route_sigmoid,
     route_softmax,
+    router_logits,
     run_experts,
     run_packed_experts,
+    swiglu,
+    write_cache,
 )
 from .library import describe, isa_name, library, why_missing
-from .packed import DEFAULT_GROUP, Kind, PackedMatrix, PackedStack, packed_feed_forward, packed_num_bytes, set_threads, want_large_pages
+from .packed import (
+    DEFAULT_GROUP,
+    Kind,
+    PackedMatrix,
+    PackedStack,
+    packed_feed_forward,
+    packed_num_bytes,
+    set_threads,
+    want_large_pages,
+)
 from .pages import Pages
-from .reference import FP8_BLOCK, apply_rotary, dequantize_fp8_blocks, latent_attention, swiglu, write_cache
+from .reference import FP8_BLOCK, dequantize_fp8_blocks
 
 __all__ = [
     "DEFAULT_GROUP",
@@ -32,12 +48,14 @@ __all__ = [
     "Pages",
     "apply_rotary",
     "argmax",
+    "can_capture",
     "candidates",
     "causal_attention",
     "dequantize_fp8_blocks",
     "describe",
     "isa_name",
     "latent_attention",
+    "latent_rotate_and_cache",
     "library",
     "packed_feed_forward",
     "packed_latent_attention",
@@ -47,6 +65,7 @@ __all__ = [
     "rotate_and_cache",
     "route_sigmoid",
     "route_softmax",
+    "router_logits",
     "run_experts",
     "run_packed_experts",
     "set_threads",

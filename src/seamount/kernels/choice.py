@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import itertools
 import math
 from collections.abc import Sequence
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -42,8 +46,31 @@ def _workspace(name: str, *shape: int) -> Tensor:
     return held[:size].view(shape)
 
 
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _on_gpu(x: Tensor) -> bool:
+    """Whether the Triton kernels take this: they know no gradients."""
+    return x.is_cuda and not torch.is_grad_enabled() and _has_triton()
+
+
+def can_capture(device: torch.device) -> bool:
+    """Whether decode steps on this device can become CUDA graphs: the Triton kernels read nothing of the host."""
+    return device.type == "cuda" and _has_triton()
+
+
+@cache
+def _gpu() -> ModuleType:
+    """The Triton kernels, imported when the first tensor on a GPU comes: Triton takes a second to import."""
+    return importlib.import_module("seamount.kernels.gpu")
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.rms_norm`."""
+    if _on_gpu(x):
+        return _gpu().rms_norm(x, weight, eps)
     if x.dim() == 2 and weight.dtype == torch.float32 and not weight.requires_grad and _compiled(x):
         return packed.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
@@ -96,6 +123,8 @@ def rotate_and_cache(
     slots: Tensor,
 ) -> Tensor:
     """See `reference.rotate_and_cache`."""
+    if _on_gpu(qkv):
+        return _gpu().rotate_and_cache(qkv, num_heads, angles, norms, eps, cache, slots)
     if _compiled(qkv):
         return cpu_attention.rotate_and_cache(qkv, num_heads, angles, norms, eps, cache, slots)
     return reference.rotate_and_cache(qkv, num_heads, angles, norms, eps, cache, slots)
@@ -103,9 +132,62 @@ def rotate_and_cache(
 
 def paged_attention(q: Tensor, key_cache: Tensor, value_cache: Tensor, pages: Pages, scale: float) -> Tensor:
     """See `reference.paged_attention`."""
+    if _on_gpu(q):
+        return _gpu().paged_attention(q, key_cache, value_cache, pages, scale)
     if _compiled(q):
         return cpu_attention.paged_attention(q, key_cache, value_cache, pages, scale)
     return reference.paged_attention(q, key_cache, value_cache, pages, scale)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """See `reference.swiglu`."""
+    return _gpu().swiglu(gate_up) if _on_gpu(gate_up) else reference.swiglu(gate_up)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
+    """See `reference.apply_rotary`."""
+    rotary = _gpu().apply_rotary if _on_gpu(x) else reference.apply_rotary
+    return rotary(x, cos, sin, interleaved=interleaved)
+
+
+def write_cache(cache: Tensor, slots: Tensor, values: Tensor) -> None:
+    """See `reference.write_cache`."""
+    (_gpu().write_cache if _on_gpu(cache) else reference.write_cache)(cache, slots, values)
+
+
+def latent_rotate_and_cache(
+    q_rope: Tensor,
+    compressed: Tensor,
+    weight: Tensor,
+    eps: float,
+    angles: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    *,
+    interleaved: bool,
+) -> Tensor:
+    """See `reference.latent_rotate_and_cache`."""
+    chosen = _gpu().latent_rotate_and_cache if _on_gpu(compressed) else reference.latent_rotate_and_cache
+    return chosen(q_rope, compressed, weight, eps, angles, cache, slots, interleaved=interleaved)
+
+
+def latent_attention(
+    q_nope: Tensor,
+    q_rope: Tensor,
+    latent_cache: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    pages: Pages,
+    scale: float,
+) -> Tensor:
+    """See `reference.latent_attention`."""
+    chosen = _gpu().latent_attention if _on_gpu(q_nope) else reference.latent_attention
+    return chosen(q_nope, q_rope, latent_cache, up_key, up_value, pages, scale)
+
+
+def router_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """See `reference.router_logits`."""
+    return _gpu().router_logits(x, weight) if _on_gpu(x) else reference.router_logits(x, weight)
 
 
 def packed_latent_attention(
@@ -151,6 +233,10 @@ def route_softmax(
     logits: Tensor, num_chosen: int, *, num_groups: int, num_chosen_groups: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.route_softmax`."""
+    if _on_gpu(logits):
+        return _gpu().route_softmax(
+            logits, num_chosen, num_groups=num_groups, num_chosen_groups=num_chosen_groups, scale=scale
+        )
     if _compiled(logits):
         return cpu_attention.route_softmax(
             logits, num_chosen, num_groups=num_groups, num_chosen_groups=num_chosen_groups, scale=scale
@@ -171,6 +257,16 @@ def route_sigmoid(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.route_sigmoid`."""
+    if _on_gpu(logits):
+        return _gpu().route_sigmoid(
+            logits,
+            bias,
+            num_chosen,
+            num_groups=num_groups,
+            num_chosen_groups=num_chosen_groups,
+            normalize=normalize,
+            scale=scale,
+        )
     if _compiled(logits):
         return cpu_attention.route_sigmoid(
             logits,
@@ -192,11 +288,17 @@ def route_sigmoid(
     )
 
 
-def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """See `reference.run_experts`."""
+def run_experts(
+    x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor, add_to: Tensor | None = None
+) -> Tensor:
+    """See `reference.run_experts`; the sum is added to `add_to [T, C]` where that is given."""
+    if _on_gpu(x):
+        return _gpu().run_experts(x, weights, ids, gate_up, down, add_to)
     if torch.is_grad_enabled() and (x.requires_grad or gate_up.requires_grad):
-        return differentiable.run_experts(x, weights, ids, gate_up, down)
-    return reference.run_experts(x, weights, ids, gate_up, down)
+        out = differentiable.run_experts(x, weights, ids, gate_up, down)
+    else:
+        out = reference.run_experts(x, weights, ids, gate_up, down)
+    return out if add_to is None else add_to + out
 
 
 def run_packed_experts(

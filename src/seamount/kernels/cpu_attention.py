@@ -111,9 +111,7 @@ def paged_attention(
     return out
 
 
-def absorbed_attention(
-    q: Tensor, latent_cache: Tensor, rank: int, pages: Pages, scale: float, out: Tensor
-) -> Tensor:
+def absorbed_attention(q: Tensor, latent_cache: Tensor, rank: int, pages: Pages, scale: float, out: Tensor) -> Tensor:
     """Latent attention between its two up-projections: one key head `[R + Dr]` that is also, up to R, the value.
 
     Args:

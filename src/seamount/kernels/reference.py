@@ -85,6 +85,40 @@ def rotate_and_cache(
     return apply_rotary(q, *angles, interleaved=False)
 
 
+def latent_rotate_and_cache(
+    q_rope: Tensor,
+    compressed: Tensor,
+    weight: Tensor,
+    eps: float,
+    angles: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    *,
+    interleaved: bool,
+) -> Tensor:
+    """What latent attention does between its projections and the context.
+
+    Args:
+        q_rope: `[T, H, Dr]`; compressed: `[T, R + Dr]`: the latent, and the key that all heads share.
+        weight: `[R]`, with `eps`: the latent's norm.
+        cache: `[num_slots, R + Dr]`; the normed latent and the rotated key are written at `slots [T]`.
+
+    Returns:
+        The rotated queries `[T, H, Dr]`.
+    """
+    rank = weight.shape[0]
+    latent, key = compressed.split((rank, compressed.shape[1] - rank), dim=1)
+    key = apply_rotary(key.unsqueeze(1), *angles, interleaved=interleaved).squeeze(1)
+    write_cache(cache, slots, torch.cat((rms_norm(latent, weight, eps), key), dim=1))
+    return apply_rotary(q_rope, *angles, interleaved=interleaved)
+
+
+def router_logits(x: Tensor, weight: Tensor) -> Tensor:
+    """fp32 logits `[T, E]` of `x [T, C]` by `weight [E, C]`, whatever the dtypes and whether autocast is on."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), weight.float())
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """Attention within each sequence of a flat batch that has no cache (training).
 

@@ -9,7 +9,6 @@ packed weights do all three in one pass.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seamount import kernels
@@ -124,12 +123,16 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """Return `x` plus the attention of its norm."""
         widths = self.latent
-        if widths.q_lora_rank is None:
-            q = self.q_proj(x, norm=norm)
+        if self.up_packed is None:
+            normed, own_norm = norm(x), None
         else:
-            q = self.q_b_proj(self.q_a_proj(x, norm=norm), norm=self.q_a_layernorm)
+            normed, own_norm = x, norm
+        if widths.q_lora_rank is None:
+            q = self.q_proj(normed, norm=own_norm)
+        else:
+            q = self.q_b_proj(self.q_a_proj(normed, norm=own_norm), norm=self.q_a_layernorm)
         q = q.unflatten(-1, (self.num_heads, -1))
-        compressed = self.kv_a_proj_with_mqa(x, norm=norm)
+        compressed = self.kv_a_proj_with_mqa(normed, norm=own_norm)
         if self.up_packed is not None and cache is not None and batch.cached is not None:
             out = kernels.packed_latent_attention(
                 q,
@@ -146,14 +149,23 @@ class LatentAttention(nn.Module):
             )
             return self.o_proj(out.flatten(1), add_to=x)
         q_nope, q_rope = q.split((widths.qk_nope_head_dim, widths.qk_rope_head_dim), dim=-1)
-        q_rope = kernels.apply_rotary(q_rope, *angles, interleaved=widths.interleaved)
-        latent, k_rope = compressed.split((widths.kv_lora_rank, widths.qk_rope_head_dim), dim=-1)
-        latent = self.kv_a_layernorm(latent)
-        k_rope = kernels.apply_rotary(k_rope.unsqueeze(1), *angles, interleaved=widths.interleaved)
         if cache is None or batch.cached is None:
+            q_rope = kernels.apply_rotary(q_rope, *angles, interleaved=widths.interleaved)
+            latent, k_rope = compressed.split((widths.kv_lora_rank, widths.qk_rope_head_dim), dim=-1)
+            latent = self.kv_a_layernorm(latent)
+            k_rope = kernels.apply_rotary(k_rope.unsqueeze(1), *angles, interleaved=widths.interleaved)
             out = self._expanded(q_nope, q_rope, latent, k_rope, batch)
         else:
-            kernels.write_cache(cache[0], batch.cached.slots, torch.cat((latent, k_rope.squeeze(1)), dim=-1))
+            q_rope = kernels.latent_rotate_and_cache(
+                q_rope,
+                compressed,
+                self.kv_a_layernorm.weight,
+                self.kv_a_layernorm.eps,
+                angles,
+                cache[0],
+                batch.cached.slots,
+                interleaved=widths.interleaved,
+            )
             up_key, up_value = self.up_projections()
             out = kernels.latent_attention(q_nope, q_rope, cache[0], up_key, up_value, batch.cached.pages, self.scale)
         return self.o_proj(out.flatten(1), add_to=x)
@@ -194,8 +206,7 @@ class Router(nn.Module):
         if self.packed is not None:
             logits = self.packed.multiply(x)
         else:
-            with torch.autocast(x.device.type, enabled=False):
-                logits = F.linear(x.float(), self.weight.float())
+            logits = kernels.router_logits(x, self.weight)
         c = self.config
         if c.router == "softmax":
             return kernels.route_softmax(
@@ -235,7 +246,7 @@ class Experts(nn.Module):
         """Return `residual` plus the chosen experts' weighted sum for `x [T, C]`."""
         if self.packed is not None:
             return kernels.run_packed_experts(x, weights, ids, *self.packed, add_to=residual)
-        return residual + kernels.run_experts(x, weights, ids, self.gate_up_proj, self.down_proj)
+        return kernels.run_experts(x, weights, ids, self.gate_up_proj, self.down_proj, residual)
 
     def use_packed(self, gate_up: kernels.PackedStack, down: kernels.PackedStack) -> None:
         """Compute with packed experts from now on and drop the parameters."""

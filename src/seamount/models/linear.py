@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ class Linear(nn.Linear):
 
     packed: kernels.PackedMatrix | None = None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         *,
@@ -47,6 +48,9 @@ class Linear(nn.Linear):
             return self.packed.multiply(x, add_to=add_to)
         if norm is not None:
             x = norm(x)
+        if add_to is not None and self.bias is None and x.is_cuda and not torch.is_grad_enabled():
+            # The library adds the residual while it writes the product.
+            return torch.addmm(add_to, x, self.weight.T)
         out = F.linear(x, self.weight, self.bias)
         if gated:
             out = kernels.swiglu(out)
@@ -56,4 +60,4 @@ class Linear(nn.Linear):
         """Multiply with `matrix` from now on and drop the parameters."""
         self.packed = matrix
         del self.weight
-        self.bias = None
+        self.register_parameter("bias", None)

@@ -68,7 +68,9 @@ def test_transformers_gives_the_same_logits(tmp_path):
     transformers = pytest.importorskip("transformers")
     save_folder(tmp_path, RAW, random_tensors(), torch.float32)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    ours = load_model(tmp_path, ModelConfig.from_folder(tmp_path), dtype=torch.float32, device=torch.device("cpu"), packed=False)
+    ours = load_model(
+        tmp_path, ModelConfig.from_folder(tmp_path), dtype=torch.float32, device=torch.device("cpu"), packed=False
+    )
     ids = torch.randint(0, 64, (2, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = theirs(ids).logits
