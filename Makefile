@@ -20,8 +20,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 help: ## show this list
 	@echo "Seamount: the private DeepSeek stack. Needs Python 3.11 or newer and make."
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|' 2>/dev/null \
-		|| sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '|' 2>/dev/null \
+		|| sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(firstword $(MAKEFILE_LIST))
 
 serve: $(SERVE_STAMP) ## chat with the embedded model at 127.0.0.1:8000; ARGS="--port 8080 /models/folder" are passed on
 	@exec $(BIN)/seamount serve $(ARGS)

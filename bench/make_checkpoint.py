@@ -79,6 +79,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "norm_topk_prob": False,
         "routed_scaling_factor": 1.0,
         "topk_method": "greedy",
+        "scoring_func": "softmax",
+        "n_group": 1,
+        "topk_group": 1,
     },
     "v3": {
         "model_type": "deepseek_v3",

@@ -179,7 +179,7 @@ def assert_same(found: dict[str, Outcome], expected: dict[str, Outcome], request
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("family", FAMILIES)
-@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_traffic_changes_no_bit(family: str, precision: str, folders: dict[str, Path], data: st.DataObject) -> None:
     chance = random.Random(data.draw(st.integers(0, 2**32), label="traffic"))

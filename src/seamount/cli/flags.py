@@ -44,7 +44,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="folder of a checkpoint, or the name of an embedded model (default: seamount-tiny)",
+        help="folder of a checkpoint, a .gguf file, or the name of an embedded model (default: seamount-tiny)",
     )
 
 

@@ -28,6 +28,7 @@ from .checkpoint import StoredTensor, open_file, read_at, shown
 from .encoded import Encoded, fill, read_encoded, rows_of
 from .keymap import Placement
 from .load_plan import DTYPES, LoadPlan
+from .memory import release_freed
 from .quantized_formats import Weight
 
 Progress = Callable[[int, int], None]
@@ -36,6 +37,8 @@ _BUFFER_BYTES = 32 * 2**20
 # Reading from the page cache is bound by the processor, which a second reader relieves and an eighth does not.
 _MOST_READERS = 4
 _STRIP_ROWS = 512
+# Buffers that were freed lie between matrices that stay; so often they are handed back.
+_RELEASE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Reader:
         self._plan = plan
         self._progress = progress
         self._done, self._total = 0, total_bytes
+        self._since_release = 0
         self._threads = ThreadPoolExecutor(min(_MOST_READERS, hardware.default_threads()))
         self._files: dict[Path, FileIO] = {}
         self._closing = ExitStack()
@@ -91,6 +95,10 @@ class Reader:
     def advance(self, num_bytes: int) -> None:
         """Count bytes as done and tell."""
         self._done += num_bytes
+        self._since_release += num_bytes
+        if self._since_release >= _RELEASE_BYTES:
+            release_freed()
+            self._since_release = 0
         if self._progress is not None:
             self._progress(self._done, self._total)
 

@@ -264,7 +264,7 @@ def peak_bytes(source: Source, method: Method, num_tokens: int) -> int:
         widths = {(place.key.split(".")[3], place.shape[1]) for place in places}
         moments = 4 * sum(min(width, num_tokens) * width for _, width in widths) if method == "awq" else 0
         largest = max(place.num_values for place in places)
-        chunk = 4 * min(num_tokens, CHUNK_TOKENS) * 3 * sum(place.shape[0] for place in places)
+        chunk = 6 * min(num_tokens, CHUNK_TOKENS) * sum(place.shape[0] for place in places)
         most = max(most, weights + moments + 12 * min(largest, 2**25) + chunk + 2 * largest)
     return _PROCESS_BYTES + most
 

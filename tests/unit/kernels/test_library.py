@@ -112,14 +112,14 @@ def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path:
     for gate in gates:
         os.mkfifo(gate)
     processes = [start(REPORT, path, gate=gate) for gate in gates]
-    progress = [process.stderr.readline() for process in processes if process.stderr]
-    assert all(line.startswith("Compiling") for line in progress)
-    for gate in gates:
-        gate.open("w").close()  # returns once its compiler stands there
     for process in processes:
-        out, err = finish(process)
-        assert out.splitlines()[1].strip() == "why"
-        assert " of " in err
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("Compiling")
+    for process, gate in zip(processes, gates, strict=True):
+        gate.open("w").close()  # returns once its compiler stands there
+        assert process.stderr is not None
+        assert " of " in process.stderr.read()
+        assert finish(process)[0].splitlines()[1].strip() == "why"
     (built,) = libraries(tmp_path)
     assert built != stale
     assert [entry.name for entry in built.parent.iterdir()] == [built.name]
@@ -148,7 +148,7 @@ def test_without_a_compiler_plain_torch_computes(tmp_path: Path, start: Start, s
     ids=["cannot-compile", "cannot-even-start", "writes-rubbish"],
 )
 def test_a_broken_compiler_is_named_and_plain_torch_computes(
-    script: str, reason: str, tmp_path: Path, small_checkpoint: Path
+    script: str, reason: str, tmp_path: Path, start: Start, small_checkpoint: Path
 ) -> None:
     path = compiler(tmp_path, script)
     out, _ = finish(start(GENERATE, path, small_checkpoint))

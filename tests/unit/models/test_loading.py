@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedModelError
-from seamount.models import loading, reading
+from seamount.models import loading, memory, reading
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
 from seamount.models.loading import load_model, plan_load
@@ -288,3 +288,21 @@ def test_copies_in_the_mtp_block_are_ignored(make_folder: Any) -> None:
     tensors["model.layers.4.shared_head.head.weight"] = torch.zeros(40, 16)
     save_file(tensors, folder / "model.safetensors")
     assert len(load(folder, config).mtp) == 2
+
+
+def test_a_tied_head_is_counted_twice_where_it_is_read_twice(make_folder: Any) -> None:
+    folder, config, tensors = make_folder("qwen2-tied")
+    seen: list[tuple[int, int]] = []
+    load_model(folder, config, dtype=torch.float32, device=CPU, progress=lambda *both: seen.append(both))
+    assert seen[-1][0] == seen[-1][1] >= sum(t.nbytes for t in tensors.values())
+
+
+@pytest.mark.parametrize("absent", [OSError, AttributeError])
+def test_memory_is_handed_back_only_where_the_c_library_can(absent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.release_freed()
+
+    def refuse(name: object) -> object:
+        raise absent
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", refuse)
+    memory.release_freed()

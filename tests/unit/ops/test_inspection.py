@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from seamount import kernels
 from seamount.core.errors import CheckpointError, ConfigError
 from seamount.kernels import hardware
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
+from seamount.models.quantized_config import int8_config
 from seamount.ops import inspection
 from seamount.ops.inspection import inspect_checkpoint
 
@@ -151,3 +153,20 @@ def test_cpu_features(tmp_path: Path, text: str, features: Any) -> None:
     (tmp_path / "cpuinfo").write_text(text)
     assert hardware.cpu_features(tmp_path / "cpuinfo") == features
     assert hardware.cpu_features(tmp_path / "nowhere") == ()
+
+
+def test_a_quantized_checkpoint_says_its_format_and_what_it_is_held_in(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.int8)
+    tensors[f"{name}_scale"] = torch.ones(tensors[name].shape[0], 1)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": int8_config()}))
+    found = inspect_checkpoint(folder, device="cpu")
+    assert found.stored_as == "safetensors, int-quantized in 8 bits, a scale per row"
+    assert found.stored_bytes["I8"] == tensors[name].numel()
+    if kernels.library() is not None:
+        assert kernels.isa_name() in found.kernels
+        assert "int8" in found.kernels and "bfloat16" in found.kernels
+        rounded = inspect_checkpoint(folder, device="cpu", quantization="int4")
+        assert "int4" in rounded.kernels

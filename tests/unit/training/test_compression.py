@@ -148,9 +148,8 @@ def dequantized(folder: Path) -> Path:
     raw = json.loads((folder / "config.json").read_text())
     del raw["quantization_config"]
     (target / "config.json").write_text(json.dumps(raw))
-    save_file(
-        {name: plain(value).contiguous() for name, value in decoded(folder).items()}, target / "model.safetensors"
-    )
+    values = {name: v if isinstance(v, Tensor) else v.dequantize() for name, v in decoded(folder).items()}
+    save_file({name: value.contiguous() for name, value in values.items()}, target / "model.safetensors")
     return target
 
 
