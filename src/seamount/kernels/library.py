@@ -24,13 +24,15 @@ import torch
 from seamount.core.settings import cache_folder
 
 _SOURCES = Path(__file__).parent / "native"
-_COMMON = ("-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
+# Without contraction: whether the compiler fuses a product and a sum depends on what surrounds them, and a row's bits
+# must not depend on which of several copies of a loop computed it. Where fusing pays, `mul_add` asks for it.
+_COMMON = ("-O3", "-std=c++17", "-ffp-contract=off", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (
-    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512bf16", "-mavx512vbmi"),
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx512vbmi"),
     *("-mf16c", "-mfma"),
 )
-_AMX = (*_AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16")
+_AMX = (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 # By the end of a file's name: it is compiled for chips that have these, and runs on those only.
 _FLAGS = {"_avx2": _AVX2, "_avx512": _AVX512, "_amx": _AMX}
 ISA_NAMES = ("plain", "avx2", "avx512", "amx")
@@ -82,7 +84,7 @@ def _open() -> ctypes.CDLL | str:
 
 
 def _digest(compiler_version: str) -> str:
-    digest = hashlib.sha256(repr((_COMMON, _FLAGS, compiler_version)).encode())
+    digest = hashlib.sha256(repr((_COMMON, _FLAGS, compiler_version, os.uname().machine)).encode())
     for source in sorted(_SOURCES.iterdir()):
         digest.update(source.name.encode() + source.read_bytes())
     return digest.hexdigest()[:24]
@@ -114,9 +116,6 @@ def _build(compiler: str, path: Path) -> None:
         linked = Path(work) / "linked.so"
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
         os.replace(linked, path)
-    for old in path.parent.glob("seamount-*.so"):
-        if old != path:
-            old.unlink(missing_ok=True)
 
 
 def _flags(source: Path) -> tuple[str, ...]:

@@ -105,9 +105,6 @@ def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path:
         exec $make "$2"
         """,
     )
-    stale = tmp_path / "cache" / "seamount" / "kernels" / "seamount-0123.so"
-    stale.parent.mkdir(parents=True)
-    stale.write_bytes(b"of an earlier version")
     gates = [tmp_path / "gate0", tmp_path / "gate1"]
     for gate in gates:
         os.mkfifo(gate)

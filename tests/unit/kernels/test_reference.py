@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from seamount.kernels import reference
+from seamount.kernels import Pages, reference
 
 BLOCK = 4
 
@@ -30,30 +30,26 @@ def naive_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
     return out
 
 
-class Pages:
-    """Two sequences of 11 and 6 tokens in shuffled blocks; the last 3 and 1 tokens are new."""
+# Two sequences of 11 and 6 tokens in shuffled blocks; the last 3 and 1 tokens are new.
+TABLES = ((5, 0, 3), (2, 7))
+PAGES = Pages.of(TABLES, (0, 3, 4), (11, 6), BLOCK)
 
-    lengths, starts = (11, 6), (0, 3, 4)
-    tables = (torch.tensor([5, 0, 3]), torch.tensor([2, 7]))
 
-    @classmethod
-    def fill(cls, contexts: list[torch.Tensor]) -> torch.Tensor:
-        cache = torch.full((8 * BLOCK, *contexts[0].shape[1:]), 99.0)
-        for context, table in zip(contexts, cls.tables, strict=True):
-            for i, value in enumerate(context):
-                cache[int(table[i // BLOCK]) * BLOCK + i % BLOCK] = value
-        return cache
+def fill(contexts: list[torch.Tensor]) -> torch.Tensor:
+    cache = torch.full((8 * BLOCK, *contexts[0].shape[1:]), 99.0)
+    for context, table in zip(contexts, TABLES, strict=True):
+        for i, value in enumerate(context):
+            cache[table[i // BLOCK] * BLOCK + i % BLOCK] = value
+    return cache
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_paged_attention(num_kv_heads: int) -> None:
     torch.manual_seed(0)
     q = torch.randn(4, 4, 8)
-    keys = [torch.randn(n, num_kv_heads, 8) for n in Pages.lengths]
-    values = [torch.randn(n, num_kv_heads, 6) for n in Pages.lengths]
-    got = reference.paged_attention(
-        q, Pages.fill(keys), Pages.fill(values), Pages.tables, Pages.starts, Pages.lengths, BLOCK, 0.3
-    )
+    keys = [torch.randn(n, num_kv_heads, 8) for n in PAGES.lengths]
+    values = [torch.randn(n, num_kv_heads, 6) for n in PAGES.lengths]
+    got = reference.paged_attention(q, fill(keys), fill(values), PAGES, 0.3)
     parts = (q[:3], q[3:])
     expected = torch.cat([naive_attention(p, k, v, 0.3) for p, k, v in zip(parts, keys, values, strict=True)])
     assert close(got, expected)
@@ -66,10 +62,8 @@ def test_latent_attention_is_attention_over_expanded_keys_and_values(rank: int) 
     heads, nope, rope, width = 3, 8, 4, 6
     q_nope, q_rope = torch.randn(4, heads, nope), torch.randn(4, heads, rope)
     up_key, up_value = torch.randn(heads, nope, rank), torch.randn(heads, width, rank)
-    contexts = [torch.randn(n, rank + rope) for n in Pages.lengths]
-    got = reference.latent_attention(
-        q_nope, q_rope, Pages.fill(contexts), up_key, up_value, Pages.tables, Pages.starts, Pages.lengths, BLOCK, 0.2
-    )
+    contexts = [torch.randn(n, rank + rope) for n in PAGES.lengths]
+    got = reference.latent_attention(q_nope, q_rope, fill(contexts), up_key, up_value, PAGES, 0.2)
     q, expected = torch.cat((q_nope, q_rope), -1), []
     for part, context in zip((q[:3], q[3:]), contexts, strict=True):
         latent, key_rope = context[:, :rank], context[:, rank:]
@@ -87,13 +81,10 @@ def test_absorbed_and_expanded_latent_attention_agree() -> None:
     q_nope, q_rope = torch.randn(length, heads, nope), torch.randn(length, heads, rope)
     up_key, up_value = torch.randn(heads, nope, rank) / 5, torch.randn(heads, width, rank) / 5
     cache = torch.randn(64, rank + rope)
-    table = (torch.arange(16),)
 
     def run(rows: slice, end: int) -> torch.Tensor:
-        starts = (0, end - rows.start)
-        return reference.latent_attention(
-            q_nope[rows], q_rope[rows], cache, up_key, up_value, table, starts, (end,), BLOCK, 0.2
-        )
+        pages = Pages.of([range(16)], (0, end - rows.start), (end,), BLOCK)
+        return reference.latent_attention(q_nope[rows], q_rope[rows], cache, up_key, up_value, pages, 0.2)
 
     whole = run(slice(0, length), length)
     single = torch.cat([run(slice(i, i + 1), i + 1) for i in range(length)])

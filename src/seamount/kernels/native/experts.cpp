@@ -83,6 +83,7 @@ using namespace seamount;
 SEAMOUNT_API void seamount_experts(const Matrix* gate_up, const Matrix* down, int64_t experts, const float* x,
                                    int64_t x_stride, int64_t tokens, const float* weights, const int32_t* ids,
                                    int64_t chosen, float* out, int64_t out_stride) {
+    if (!tokens) return;
     auto& space = workspace();
     const Groups g = group(ids, tokens, chosen, experts);
     const int64_t rows = g.tiles * 16, inner = out_columns(gate_up[0]), width = down[0].n;

@@ -4,6 +4,10 @@
 
 #include "common.h"
 
+#if defined(__FMA__)
+#include <immintrin.h>
+#endif
+
 namespace seamount {
 namespace SEAMOUNT_TARGET {
 
@@ -49,6 +53,23 @@ inline float largest(f32x16 x) {
     return found;
 }
 
+// a * b + c, rounded once where the chip can.
+inline f32x16 mul_add(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__AVX512F__)
+    return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    __m256 x[2], y[2], z[2];
+    std::memcpy(x, &a, 64);
+    std::memcpy(y, &b, 64);
+    std::memcpy(z, &c, 64);
+    for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
+    std::memcpy(&c, z, 64);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
 // Nearest integer, ties to even, for |x| < 2^22.
 inline f32x16 nearest(f32x16 x) { return (x + 12582912.0f) - 12582912.0f; }
 
@@ -69,15 +90,15 @@ inline u16x16 to_bf16(f32x16 x) {
 inline f32x16 exponential(f32x16 x) {
     x = x < -87.0f ? splat(-87.0f) : x;
     x = x > 88.0f ? splat(88.0f) : x;
-    f32x16 n = nearest(x * 1.44269504088896341f);
-    f32x16 r = (x - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
+    const f32x16 n = nearest(x * 1.44269504088896341f);
+    const f32x16 r = mul_add(n, splat(-1.42860682030941723e-6f), mul_add(n, splat(-0.693145751953125f), x));
     f32x16 p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = mul_add(p, r, splat(1.3981999507e-3f));
+    p = mul_add(p, r, splat(8.3334519073e-3f));
+    p = mul_add(p, r, splat(4.1665795894e-2f));
+    p = mul_add(p, r, splat(1.6666665459e-1f));
+    p = mul_add(p, r, splat(5.0000001201e-1f));
+    p = mul_add(p, r * r, r + 1.0f);
     i32x16 power = (__builtin_convertvector(n, i32x16) + 127) << 23;
     return p * (f32x16)power;
 }
