@@ -51,17 +51,19 @@ class LoadingProgress:
             self._bar = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Note that `done` of `total` bytes of the stage are there."""
-        if self._bar is not None:
+        """Note that `done` of `total` bytes of the stage are there; without a total, `stage` is a remark to print."""
+        if not total:
+            print(f"  {stage}", file=sys.stderr, flush=True)
+        elif self._bar is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bar.add_task(f"Loading {self._model}: {stage}", total=total or None)
-            self._bar.update(self._tasks[stage], completed=done, total=total or None)
+                self._tasks[stage] = self._bar.add_task(f"Loading {self._model}: {stage}", total=total)
+            self._bar.update(self._tasks[stage], completed=done, total=total)
         elif not sys.stderr.isatty():
             self._tell(stage, done, total)
 
     def _tell(self, stage: str, done: int, total: int) -> None:
         """Print a line at each quarter of a stage, once."""
-        share = done / total if total else 1.0
+        share = done / total
         if share - self._told.get(stage, 0.0) >= _PLAIN_EVERY:
             self._told[stage] = share - share % _PLAIN_EVERY
             from rich.filesize import decimal

@@ -36,7 +36,7 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     """Load the model that `config` names and return an engine that is ready to step.
 
     Args:
-        on_progress: called with the stage's name, bytes done and bytes in all.
+        on_progress: called with the stage's name, bytes done and bytes in all; a remark has none.
 
     Raises:
         NotFoundError: there is no such model.
@@ -61,6 +61,9 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     dtype: torch.dtype = getattr(torch, dtype_name)
     precision = choose_precision(load_plan, dtype, config.quantization, device)
     plan = plan_memory(model_config, config, dtype, planned_bytes(load_plan, precision), available_bytes(device))
+
+    if on_progress is not None:
+        on_progress(str(plan), 0, 0)
 
     def loading(done: int, total: int) -> None:
         if on_progress is not None:

@@ -12,10 +12,8 @@ import torch
 from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import EngineConfig
 from seamount.models.config import ModelConfig
-from seamount.models.footprint import cache_bytes_per_token
+from seamount.models.footprint import cache_bytes_per_token, workspace_bytes
 
-# Activations, logits and the interpreter itself, beside weights and cache.
-WORKSPACE_BYTES = 2**30
 # Of what is left after weights and workspace, the part that the cache may take unasked.
 _CACHE_SHARE = 0.6
 # Unasked, the cache holds the longest context, or this many tokens per sequence that may run, whichever is more.
@@ -30,7 +28,7 @@ class MemoryPlan:
     Attributes:
         weight_bytes: the loaded weights.
         cache_bytes: the paged cache, `num_blocks` blocks of `block_size` tokens.
-        workspace_bytes: an allowance for all else.
+        workspace_bytes: all else, when the largest step runs.
         free_bytes: what the machine had when the plan was made.
         max_model_len: tokens of prompt plus output that will be accepted.
         declared_model_len: what the checkpoint declares.
@@ -44,6 +42,13 @@ class MemoryPlan:
     block_size: int
     max_model_len: int
     declared_model_len: int
+
+    def __str__(self) -> str:
+        tokens = self.num_blocks * self.block_size
+        return (
+            f"memory plan: weights {_gb(self.weight_bytes)}, cache up to {_gb(self.cache_bytes)} ({tokens:,} tokens), "
+            f"workspace {_gb(self.workspace_bytes)}; {_gb(self.free_bytes)} is free"
+        )
 
 
 def plan_memory(
@@ -66,10 +71,11 @@ def plan_memory(
             hint=f"Use at most {model.max_position}.",
         )
     block_bytes = cache_bytes_per_token(model, dtype) * config.block_size
-    spare = free_bytes - weight_bytes - WORKSPACE_BYTES
+    workspace = workspace_bytes(model, step_tokens=config.max_step_tokens, num_sequences=config.max_num_seqs)
+    spare = free_bytes - weight_bytes - workspace
     if spare < block_bytes:
         raise OutOfMemoryError(
-            f"The weights need {_gb(weight_bytes)} and {_gb(WORKSPACE_BYTES)} of working space; {_gb(free_bytes)} of "
+            f"The weights need {_gb(weight_bytes)} and {_gb(workspace)} of working space; {_gb(free_bytes)} of "
             "memory is free.",
             hint="Free memory, or choose a smaller model, a smaller dtype, or quantization int8 or int4.",
         )
@@ -95,7 +101,7 @@ def plan_memory(
     return MemoryPlan(
         weight_bytes=weight_bytes,
         cache_bytes=num_blocks * block_bytes,
-        workspace_bytes=WORKSPACE_BYTES,
+        workspace_bytes=workspace,
         free_bytes=free_bytes,
         num_blocks=num_blocks,
         block_size=config.block_size,

@@ -18,6 +18,12 @@ from .keymap import Placement, expert_placements, layer_experts, layer_placement
 from .network import cache_spec
 from .precision import EMBEDDING, HEAD, UP_PROJECTION, Precision, is_gated
 
+_FP32 = torch.float32.itemsize
+# Rows that a feed-forward network takes at a time (`native/linear.cpp`).
+_BLOCK_ROWS = 512
+# Interpreter, torch, tokenizer; and the buffers through which weights are read, which are given back now and then.
+_PROCESS_BYTES = 400 * 10**6
+
 
 def num_parameters(config: ModelConfig) -> int:
     """Trainable numbers of the network, MTP blocks included."""
@@ -84,6 +90,33 @@ def _packed_bytes(config: ModelConfig, parameter: str, group: list[Placement], p
         return group[0].shape[0] * matrix(group[0].shape[1], columns, gated=gated)
     num_experts = len({place.expert for place in group})
     return num_experts * matrix(sum(place.shape[0] for place in group) // num_experts, columns, gated=gated)
+
+
+def workspace_bytes(config: ModelConfig, *, step_tokens: int, num_sequences: int) -> int:
+    """Memory beside weights and cache: the process itself, buffers while loading, and what the largest step holds.
+
+    Counts what the compiled kernels keep between layers (see `kernels/native`): fp32 activations, rows packed for a
+    product (at most two bytes a value), feed-forward networks in blocks of rows, experts' rows all at once.
+
+    Args:
+        step_tokens: most tokens of one step.
+        num_sequences: most sequences whose logits are held at once.
+    """
+    width, heads, tokens = config.hidden_size, config.num_heads, step_tokens
+    rows = 4 * width  # residual, its norm, and the result of a product
+    if config.latent:
+        latent = config.latent
+        entry = latent.kv_lora_rank + latent.qk_rope_head_dim
+        per_token = 2 * entry + heads * (config.head_dim + entry + latent.kv_lora_rank + latent.v_head_dim)
+    else:
+        per_token = (2 * heads + 2 * config.num_kv_heads) * config.head_dim
+    total = tokens * (rows + per_token) * _FP32 + tokens * max(width, heads * config.head_dim) * 2
+    dense = min(tokens, _BLOCK_ROWS) * config.intermediate_size * (_FP32 + 2)
+    if config.experts:
+        experts = config.experts
+        chosen = tokens * experts.num_chosen + 15 * experts.num_experts  # each expert's rows in whole tiles of 16
+        dense = max(dense, chosen * (width * (_FP32 + 2) + experts.intermediate_size * (_FP32 + 2)))
+    return _PROCESS_BYTES + total + dense + 2 * num_sequences * config.vocab_size * _FP32
 
 
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

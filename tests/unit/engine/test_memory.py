@@ -9,9 +9,9 @@ import torch
 
 from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import EngineConfig
-from seamount.engine.memory import WORKSPACE_BYTES, plan_memory
+from seamount.engine.memory import plan_memory
 from seamount.models.config import ModelConfig
-from seamount.models.footprint import cache_bytes_per_token
+from seamount.models.footprint import cache_bytes_per_token, workspace_bytes
 
 DENSE = ModelConfig.from_dict(
     {
@@ -27,11 +27,14 @@ DENSE = ModelConfig.from_dict(
 )
 BF16 = torch.bfloat16
 WEIGHTS = 1_000_000
+WORKSPACE = workspace_bytes(
+    DENSE, step_tokens=EngineConfig().max_step_tokens, num_sequences=EngineConfig().max_num_seqs
+)
 PER_TOKEN = cache_bytes_per_token(DENSE, BF16)
 
 
 def free_for(tokens: float) -> int:
-    return WEIGHTS + WORKSPACE_BYTES + int(tokens * PER_TOKEN)
+    return WEIGHTS + WORKSPACE + int(tokens * PER_TOKEN)
 
 
 def test_v3_caches_576_values_per_token_and_layer() -> None:

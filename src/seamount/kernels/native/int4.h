@@ -31,39 +31,62 @@ inline Nibble nibble_of(int row, int column_byte) {
     return {row / 2 * 64 + word * 2 + place / 2, place % 2 * 4};
 }
 
+#if defined(__AVX512VBMI__)
+// The rows of a tile, two at a time, in registers.
+class Unpacker {
+   public:
+    // For the group of the columns' multipliers and zero levels at `of_group`.
+    explicit Unpacker(const uint8_t* of_group) {
+        alignas(64) static const uint16_t front_columns[32] = {0, 0, 0, 0, 1, 1, 1, 1, 4,  4,  4,  4,  5,  5,  5,  5,
+                                                               8, 8, 8, 8, 9, 9, 9, 9, 12, 12, 12, 12, 13, 13, 13, 13};
+        alignas(64) static const uint8_t byte_columns[64] = {
+            0,  0,  0,  0,  1,  1,  1,  1,  2,  2,  2,  2,  3,  3,  3,  3,  4,  4,  4,  4,  5,  5,
+            5,  5,  6,  6,  6,  6,  7,  7,  7,  7,  8,  8,  8,  8,  9,  9,  9,  9,  10, 10, 10, 10,
+            11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15};
+        const __m512i front = _mm512_load_si512(front_columns), back = _mm512_add_epi16(front, _mm512_set1_epi16(2));
+        const __m512i scale = _mm512_castsi256_si512(
+            _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group))));
+        // A rounding multiplication gives (2 a b + 2^15) / 2^16: with the code at bit 4 the multiplier must be at bit
+        // 7 for a product in sixteenths, with the code at bit 8 at bit 3.
+        front7_ = _mm512_slli_epi16(_mm512_permutexvar_epi16(front, scale), 7);
+        back3_ = _mm512_slli_epi16(_mm512_permutexvar_epi16(back, scale), 3);
+        zero_ = _mm512_permutexvar_epi8(
+            _mm512_load_si512(byte_columns),
+            _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group + 16))));
+    }
+    // `packed` holds the codes of an even row and the odd one behind it. Gives levels before the zero level is taken
+    // off, 0 to 239.
+    inline void levels(const uint8_t* packed, __m512i* even, __m512i* odd) const {
+        const __m512i swap = _mm512_set4_epi32(0x0E0F0C0D, 0x0A0B0809, 0x06070405, 0x02030001);
+        const __m512i both = _mm512_loadu_si512(packed);
+        *even = level(both);
+        *odd = level(_mm512_shuffle_epi8(both, swap));
+    }
+
+    // The zero level of each weight of a row.
+    __m512i zero() const { return zero_; }
+
+   private:
+    inline __m512i level(__m512i codes) const {
+        const __m512i front = _mm512_mulhrs_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x00F0)), front7_);
+        const __m512i back = _mm512_mulhrs_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(0x0F00)), back3_);
+        return _mm512_packus_epi16(front, back);
+    }
+    __m512i front7_, back3_, zero_;
+};
+#endif
+
 // `packed` 512 bytes -> `out` 1024 bytes; `groups` are the panel's [group][32] bytes.
 inline void unpack_int4(const uint8_t* packed, const uint8_t* groups, int64_t tile, int32_t group, uint8_t* out) {
     const int rows_per_group = group == 32 ? 8 : 16;
 #if defined(__AVX512VBMI__)
-    alignas(64) static const uint16_t front_columns[32] = {0, 0, 0, 0, 1, 1, 1, 1, 4,  4,  4,  4,  5,  5,  5,  5,
-                                                           8, 8, 8, 8, 9, 9, 9, 9, 12, 12, 12, 12, 13, 13, 13, 13};
-    alignas(64) static const uint8_t byte_columns[64] = {
-        0, 0, 0, 0, 1, 1, 1, 1, 2,  2,  2,  2,  3,  3,  3,  3,  4,  4,  4,  4,  5,  5,  5,  5,  6,  6,  6,  6,  7,  7,  7,  7,
-        8, 8, 8, 8, 9, 9, 9, 9, 10, 10, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15};
-    const __m512i front = _mm512_load_si512(front_columns), bytes = _mm512_load_si512(byte_columns);
-    const __m512i back = _mm512_add_epi16(front, _mm512_set1_epi16(2));
-    const __m512i nibble1 = _mm512_set1_epi16(0x00F0), nibble2 = _mm512_set1_epi16(0x0F00);
-    const __m512i swap = _mm512_set4_epi32(0x0E0F0C0D, 0x0A0B0809, 0x06070405, 0x02030001);
     for (int begin = 0; begin < 16; begin += rows_per_group) {
-        const uint8_t* of_group = groups + (tile * 64 + begin * 4) / group * 32;
-        const __m512i scale = _mm512_castsi256_si512(
-            _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group))));
-        const __m512i of_front = _mm512_permutexvar_epi16(front, scale);
-        const __m512i of_back = _mm512_permutexvar_epi16(back, scale);
-        // A rounding multiplication gives (2 a b + 2^15) / 2^16: with the code at bit 4 the multiplier must be at bit
-        // 7 for a product in sixteenths, with the code at bit 8 at bit 3.
-        const __m512i front7 = _mm512_slli_epi16(of_front, 7), back3 = _mm512_slli_epi16(of_back, 3);
-        const __m512i zero = _mm512_permutexvar_epi8(
-            bytes, _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(of_group + 16))));
+        const Unpacker unpacker(groups + (tile * 64 + begin * 4) / group * 32);
         for (int row = begin; row < begin + rows_per_group; row += 2) {
-            const __m512i both = _mm512_loadu_si512(packed + row * 32);
-            const __m512i swapped = _mm512_shuffle_epi8(both, swap);
-            const __m512i even = _mm512_packus_epi16(_mm512_mulhrs_epi16(_mm512_and_si512(both, nibble1), front7),
-                                                     _mm512_mulhrs_epi16(_mm512_and_si512(both, nibble2), back3));
-            const __m512i odd = _mm512_packus_epi16(_mm512_mulhrs_epi16(_mm512_and_si512(swapped, nibble1), front7),
-                                                    _mm512_mulhrs_epi16(_mm512_and_si512(swapped, nibble2), back3));
-            _mm512_storeu_si512(out + row * 64, _mm512_sub_epi8(even, zero));
-            _mm512_storeu_si512(out + row * 64 + 64, _mm512_sub_epi8(odd, zero));
+            __m512i even, odd;
+            unpacker.levels(packed + row * 32, &even, &odd);
+            _mm512_storeu_si512(out + row * 64, _mm512_sub_epi8(even, unpacker.zero()));
+            _mm512_storeu_si512(out + row * 64 + 64, _mm512_sub_epi8(odd, unpacker.zero()));
         }
     }
 #else

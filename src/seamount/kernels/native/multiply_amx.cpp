@@ -20,6 +20,7 @@ constexpr int64_t kBlockRows = 512;
 // Few rows: int4 tiles are unpacked this many at a time, so that they are still in the first-level cache when used.
 constexpr int64_t kSlice = 8;
 constexpr int64_t kFewRows = 64;
+constexpr int64_t kVectorRows = 4;
 
 struct alignas(64) TileConfig {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -307,7 +308,10 @@ void multiply_kind(const Target& to, int64_t first_panel, int64_t last_panel, ui
 
 void multiply(const Matrix& w, const Rows& rows, float* out, int64_t stride, bool add, int64_t first_panel,
               int64_t last_panel, Scratch& scratch) {
-    if (!is_tiled(w.kind)) return avx512::table.multiply(w, rows, out, stride, add, first_panel, last_panel, scratch);
+    // Integer sums are exact, so whichever instructions make them give the same bits: with few rows, vectors need not
+    // wait until codes that were just written can be read as a tile.
+    const bool vectors = !is_tiled(w.kind) || (w.kind != kBF16 && rows.m <= kVectorRows);
+    if (vectors) return avx512::table.multiply(w, rows, out, stride, add, first_panel, last_panel, scratch);
     const TileConfig config;
     _tile_loadconfig(&config);
     const size_t tiles_bytes = size_t(8 + 2 * kChunkTiles) * kTileBytes;
