@@ -13,8 +13,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from seamount import kernels
 from seamount.core.errors import CheckpointError, ConfigError
+from seamount.core.settings import EngineConfig
 from seamount.kernels import hardware
 from seamount.models.config import ModelConfig
+from seamount.models.footprint import workspace_bytes
 from seamount.models.keymap import placements
 from seamount.models.quantized_config import int8_config
 from seamount.ops import inspection
@@ -100,7 +102,11 @@ def test_too_little_memory_is_said_with_numbers(folder: Path, monkeypatch: pytes
 
 def test_a_shorter_context_is_warned_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = inspect_checkpoint(folder, device="cpu")
-    room = found.weight_bytes + 2**30 + 2000 * found.cache_bytes_per_token
+    defaults = EngineConfig()
+    workspace = workspace_bytes(
+        ModelConfig.from_folder(folder), step_tokens=defaults.max_step_tokens, num_sequences=defaults.max_num_seqs
+    )
+    room = found.weight_bytes + workspace + 2000 * found.cache_bytes_per_token
     monkeypatch.setattr(inspection, "available_bytes", lambda device: room)
     short = inspect_checkpoint(folder, device="cpu")
     assert 0 < short.fitting_context < 2000

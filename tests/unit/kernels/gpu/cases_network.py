@@ -65,6 +65,20 @@ def use(implementation: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the network call this implementation's kernels."""
     for name in NAMES:
         monkeypatch.setattr(kernels, name, getattr(implementation, name), raising=False)
+    if implementation is reference:
+        monkeypatch.setattr(kernels, "run_experts", run_experts_and_add)
+
+
+def run_experts_and_add(
+    x: torch.Tensor,
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    add_to: torch.Tensor,
+) -> torch.Tensor:
+    """As `kernels.run_experts`, in plain torch."""
+    return add_to + reference.run_experts(x, weights, ids, gate_up, down)
 
 
 @pytest.fixture(params=list(CONFIGS))
