@@ -5,17 +5,11 @@ from __future__ import annotations
 from protocol import Generate, Options, Prompts, serve
 
 from seamount.core.sampling import SamplingParams
-from seamount.core.settings import EngineConfig
 from seamount.engine.llm import LLM
 
 
 def load(options: Options) -> Generate:
-    """Load the checkpoint; a precision that this version does not know is an error that says so."""
-    precision: dict[str, str] = {}
-    if "quantization" in EngineConfig.model_fields:
-        precision["quantization"] = options.extra["quantization"]
-    elif options.extra["quantization"] != "none":
-        raise NotImplementedError("this version of Seamount has no option `quantization`")
+    """Load the checkpoint in the precision that is asked for."""
     engine = LLM(
         options.model,
         dtype=options.extra["dtype"],
@@ -25,7 +19,7 @@ def load(options: Options) -> Generate:
         enable_prefix_cache=options.prefix_cache,
         num_threads=options.threads,
         cache_memory_bytes=int(options.extra["cache_bytes"]),
-        **precision,
+        quantization=options.extra["quantization"],
     )
 
     def generate(prompts: Prompts, new_tokens: int) -> list[int]:

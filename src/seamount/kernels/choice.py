@@ -20,6 +20,8 @@ from .pages import Pages
 
 # Sequences up to this many tokens are attended without the fused kernel when gradients flow on a CPU.
 _SHORT_TOKENS = 512
+# Below it the reciprocal is no fp32 number.
+_LEAST_TEMPERATURE = 1e-30
 
 
 def _compiled(x: Tensor) -> bool:
@@ -31,8 +33,6 @@ def _compiled(x: Tensor) -> bool:
         and library() is not None
     )
 
-
-_LEAST_TEMPERATURE = 1e-30
 
 # Between two layers nothing of these is needed: fresh memory for each, page by page, would cost more than the work.
 _workspaces: dict[str, Tensor] = {}
@@ -96,7 +96,6 @@ def candidates(row: Tensor, temperature: float, floor: float) -> tuple[Tensor, T
         ids `[K]`, ascending; their weights `[K]`, fp64; and the sum of all weights, those left out included.
     """
     best = float(row.max())
-    # Below it the reciprocal is no fp32 number; in fp64 all is left to the best ones.
     if row.stride(0) == 1 and temperature > _LEAST_TEMPERATURE and _compiled(row):
         return packed.candidates(row, best, temperature, floor)
     weights = ((row - best).double() / temperature).exp()

@@ -14,7 +14,7 @@
 
 namespace seamount {
 
-// Element types of weights and caches; the numbers are the ABI with `kernels/native.py`.
+// Element types of weights and caches; the numbers are the ABI with `kernels/packed.py`.
 enum Kind : int32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kInt8 = 3, kInt4 = 4 };
 
 // The best instruction set that both the chip and the compiled library have; set once by `choose_isa`.

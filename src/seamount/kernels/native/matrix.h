@@ -12,7 +12,7 @@
 //
 // It is what an AMX tile and `vpdpbusd` both read. Rows of activations lie in tiles of 16 rows x 64 bytes likewise.
 //
-// The sum over k is cut into chunks of a fixed length (`kChunkBytes` per row); within one it is exact (int8) or has the
+// The sum over k is cut into chunks of a fixed length (`kChunkTiles` tiles, 2,048 bytes a row); within one it is exact (int8) or has the
 // order of the instruction (bf16), and chunks are added in order in fp32. So a row's result has the same bits whatever
 // other rows are computed with it.
 #pragma once
@@ -24,9 +24,8 @@ namespace seamount {
 constexpr int kPanel = 16;
 constexpr int kTileBytes = 1024;
 constexpr int64_t kChunkTiles = 32;
-constexpr int64_t kChunkBytes = kChunkTiles * 64;
 
-// The ABI with `kernels/native.py`: keep both in step.
+// The ABI with `kernels/packed.py`: keep both in step.
 struct Matrix {
     int32_t kind;
     int32_t group;         // int4: k per group, 32 or a multiple of 64
