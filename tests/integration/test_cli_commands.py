@@ -54,6 +54,15 @@ def test_generate_streams_the_same_text_for_the_same_seed(
     assert "weights: 100%" in shown.err
 
 
+@pytest.mark.parametrize(("speculation", "told"), [("mtp", True), ("off", False)])
+def test_generate_tells_how_many_guesses_were_right(
+    speculation: str, told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "Count from 1 to 30.", "--chat", "--max-tokens", "12", "--temperature", "0"]
+    assert main(["generate", "seamount-tiny", *words, "--speculation", speculation]) == 0
+    assert ("tokens right (" in capsys.readouterr().err) is told
+
+
 def test_generate_chat_goes_through_the_template(
     small_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

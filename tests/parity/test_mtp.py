@@ -121,15 +121,17 @@ def test_block_over_the_cache_equals_that_of_transformers(
         while done < length:
             end = min(done + chance.randint(1, 6), length)
             batch = Batch.over_cache([(tokens[done:end], done, blocks)], 4)
-            joined = model.mtp_join(model(batch, cache), torch.tensor(tokens[done + 1 : end + 1]))
-            model.mtp_fill(joined, batch, cache)
+            joined = model.mtp_join(model(batch, cache), model.embed(torch.tensor(tokens[done + 1 : end + 1])))
+            model.mtp_fill(joined, model.rotary.angles(batch.positions), batch, cache)
             done = end
         last = Batch.over_cache([([0], length - 1, blocks)], 4)
-        ours = model.logits(model.mtp_guess(joined[-1:].clone(), last, cache))
+        angles = model.rotary.angles(last.positions)
+        ours = model.logits(model.mtp_guess(joined[-1:].clone(), angles, last, cache))
         assert (ours - theirs[-1:]).abs().max() < 1e-4
         whole = Batch.over_cache([(tokens[:-1], 0, blocks)], 4)
-        joined = model.mtp_join(model(whole, cache), torch.tensor(tokens[1:]))
-        at_once = model.logits(model.mtp_guess(joined, whole, cache))
+        joined = model.mtp_join(model(whole, cache), model.embed(torch.tensor(tokens[1:])))
+        angles = model.rotary.angles(whole.positions)
+        at_once = model.logits(model.mtp_guess(joined, angles, whole, cache))
         assert (at_once - theirs).abs().max() < 1e-4
 
 

@@ -18,6 +18,7 @@ from .backends import interrupted_between
 from .screen import harmless, utf8_input
 
 if TYPE_CHECKING:
+    from seamount.core.requests import EngineStats
     from seamount.engine.llm import LLM, Delta
 
 DESCRIPTION = """Continue a prompt and print the text as it comes. The prompt is raw text, special tokens included; with
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         _print_all(llm, prompt, sampling, chat=args.chat, as_json=args.json)
     else:
         _print_stream(_stream(llm, prompt, sampling, chat=args.chat))
+    _tell_guesses(llm.stats())
     return 0
 
 
@@ -84,6 +86,17 @@ def _print_all(llm: LLM, prompt: str, sampling: SamplingParams, *, chat: bool, a
             print(json.dumps({"model": llm.facts.name, **asdict(completion)}, ensure_ascii=False))
         else:
             print(f"[{completion.index}] {_for_stdout(completion.text)}")
+
+
+def _tell_guesses(stats: EngineStats) -> None:
+    """Say on stderr how speculative decoding fared, where it guessed at all."""
+    if stats.num_draft_tokens:
+        share = stats.num_accepted_tokens / stats.num_draft_tokens
+        print(
+            f"Guessed ahead: {stats.num_accepted_tokens} of {stats.num_draft_tokens} tokens right ({share:.0%}), "
+            f"{stats.num_generated_tokens} tokens in {stats.num_steps} steps",
+            file=sys.stderr,
+        )
 
 
 def _for_stdout(text: str) -> str:

@@ -18,7 +18,6 @@ from seamount.models.footprint import cache_bytes_per_token, num_active_paramete
 from seamount.models.loading import choose_precision, load_planned, plan_load, planned_bytes, resident_bytes
 from seamount.models.locate import locate_model, model_name
 from seamount.models.memory import available_bytes
-from seamount.models.network import CausalLM
 from seamount.models.prompt import PromptEncoder
 
 from .blocks import BlockPool
@@ -47,7 +46,6 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     folder = locate_model(config.model)
     # Headers are compared with the config before anything is planned from it; what converters dropped is known then.
     load_plan = plan_load(folder, ModelConfig.from_folder(folder))
-    model_config = load_plan.config
     encoder = PromptEncoder.from_folder(folder)
     device = choose_device(config.device)
     num_threads = config.num_threads or default_threads()
@@ -57,6 +55,9 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     # Beside the compiled kernels torch does small things only, and its threads, which keep spinning for milliseconds
     # after each, would take the processors from theirs.
     torch.set_num_threads(1 if compiled else num_threads)
+    if not guesses(config, compiled=compiled):
+        load_plan = load_plan.without_mtp()
+    model_config = load_plan.config
     dtype_name = model_config.dtype if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, dtype_name)
     precision = choose_precision(load_plan, dtype, config.quantization, device)
@@ -94,8 +95,11 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         load_s=time.monotonic() - started,
         worker_pid=os.getpid(),
     )
+    longest = -(-plan.max_model_len // plan.block_size)
+    if model.is_packed:
+        runner.record(max_blocks=longest)
     speculation = None
-    if speculates(config, model):
+    if model.mtp:
         speculation = Speculation(
             model,
             runner.cache,
@@ -103,15 +107,13 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
             device=device,
             eos_token_ids=encoder.eos_token_ids,
             payoff=Payoff() if config.speculation == "auto" else None,
+            replay=runner.replay,
         )
     elif can_capture(device):
-        longest = -(-plan.max_model_len // plan.block_size)
         runner.capture(max_num_seqs=config.max_num_seqs, max_blocks=longest)
     return EngineCore(runner, scheduler, encoder, facts, speculation), encoder
 
 
-def speculates(config: EngineConfig, model: CausalLM) -> bool:
-    """Whether tokens are guessed at all. Unasked only in the compiled kernels, in which a guess cannot change a bit."""
-    if config.speculation == "off" or not model.mtp:
-        return False
-    return config.speculation == "mtp" or model.is_packed
+def guesses(config: EngineConfig, *, compiled: bool) -> bool:
+    """Whether the MTP block is used. Unasked only in the compiled kernels, in which a guess cannot change a bit."""
+    return config.speculation == "mtp" or (config.speculation == "auto" and compiled)

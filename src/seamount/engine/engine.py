@@ -20,7 +20,7 @@ from seamount.models.prompt import PromptEncoder
 
 from .output import OutputText
 from .runner import Runner
-from .sampler import Sample, sample
+from .sampler import Sample, likeliest, sample_row
 from .scheduler import Scheduler, Work
 from .sequence import Sequence
 from .speculative import Speculation
@@ -190,15 +190,15 @@ class EngineCore:
             A chunk for each token, and how many guesses were right.
         """
         chunks: list[Chunk] = []
+        rows, best = logits.unbind(), likeliest(logits)
+        eos_token_ids = self._encoder.eos_token_ids
         first_rows = itertools.accumulate((1 + item.num_drafts for item in work), initial=0)
         going = list(zip(work, first_rows, strict=False))
         place, num_accepted = 0, 0
         while going:
-            rows = [row + place for _, row in going]
-            chosen_from = logits if len(rows) == len(logits) else logits[rows]
-            samples = sample(chosen_from, [item.sequence for item, _ in going], self._encoder.eos_token_ids)
-            for (item, _), found in zip(going, samples, strict=True):
-                stream = self._streams[item.sequence]
+            for item, first in going:
+                stream, row = self._streams[item.sequence], first + place
+                found = sample_row(rows[row], item.sequence, eos_token_ids, best[row])
                 chunks.append(self._extend(stream, found) if found else self._give_up(stream))
             going = [(item, row) for item, row in going if _guessed(item, place)]
             for item, _ in going:

@@ -23,7 +23,7 @@ _SMALLEST_CONTEXT = 512
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What will be allocated.
+    """What will be allocated, beside what the process holds when the plan is made.
 
     Attributes:
         weight_bytes: the loaded weights.

@@ -11,18 +11,19 @@ from seamount.models.batch import Batch, Piece
 from seamount.models.network import CausalLM
 
 from .graphs import DecodeGraphs
+from .replay import DecodeReplay
 from .scheduler import Work
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass through the network gave.
+    """What one pass through the network gave; tensors are valid until the next one.
 
     Attributes:
         logits: fp32 `[N, V]`: for each piece of work that completes its sequence a row for its last pending token and
             one for each of its guesses, in order.
         hidden: `[T, C]`, normalised hidden states of all tokens.
-        batch: the tokens; None where a captured step was replayed.
+        batch: the tokens; None where a CUDA graph was replayed.
         first_positions: of each piece of work, as it was when the pass began.
     """
 
@@ -42,6 +43,7 @@ class Runner:
 
     Attributes:
         cache: the paged cache; `Speculation` works on its last layer.
+        replay: what replays decode steps of a packed model, once `record` was called.
     """
 
     def __init__(
@@ -52,6 +54,11 @@ class Runner:
         self._device = device
         self.cache = model.cache_spec.allocate(num_blocks * block_size, dtype, device)
         self._graphs: DecodeGraphs | None = None
+        self.replay: DecodeReplay | None = None
+
+    def record(self, *, max_blocks: int) -> None:
+        """Replay decode steps of sequences of up to so many blocks from now on; the model is packed."""
+        self.replay = DecodeReplay(self._model, self.cache, block_size=self._block_size, max_blocks=max_blocks)
 
     def capture(self, *, max_num_seqs: int, max_blocks: int) -> None:
         """Replay decode steps of up to so many sequences and blocks each from now on, without speculation."""
@@ -77,6 +84,10 @@ class Runner:
             end += len(tokens)
             if item.completes:
                 rows += range(end - 1 - item.num_drafts, end)
+        firsts = tuple(first for _, first, _ in pieces)
+        if self.replay is not None and len(rows) == end and self.replay.take(pieces, end):
+            hidden, logits, replayed = self.replay.run(pieces)
+            return Pass(logits, hidden, replayed, firsts)
         batch = None
         if self._graphs is not None and self._graphs.take(pieces):
             hidden = self._graphs.run(pieces)
@@ -84,4 +95,4 @@ class Runner:
             batch = Batch.over_cache(pieces, self._block_size, self._device)
             hidden = self._model(batch, self.cache)
         chosen = hidden if len(rows) == end else hidden[rows]
-        return Pass(self._model.logits(chosen), hidden, batch, tuple(first for _, first, _ in pieces))
+        return Pass(self._model.logits(chosen), hidden, batch, firsts)

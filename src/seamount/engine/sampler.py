@@ -6,8 +6,9 @@ sequence's seed and the token's position, so preemption, batching and restarts c
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,18 +42,21 @@ def sample(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, 
         sequences: N sequences, whose tokens so far decide penalties and randomness.
         eos_token_ids: tokens that `min_tokens` keeps from being chosen.
     """
-    return [
-        _sample_row(row, sequence, eos_token_ids, greedy) if finite else None
-        for row, sequence, greedy, finite in _rows(logits, sequences)
-    ]
+    rows = zip(logits, sequences, likeliest(logits), strict=True)
+    return [sample_row(row, sequence, eos_token_ids, best) for row, sequence, best in rows]
 
 
 def choose(logits: Tensor, sequences: list[Sequence], eos_token_ids: tuple[int, ...]) -> list[int | None]:
     """As `sample`, without log-probabilities."""
-    return [
-        _choose(row, sequence, eos_token_ids, greedy) if finite else None
-        for row, sequence, greedy, finite in _rows(logits, sequences)
-    ]
+    rows = zip(logits, sequences, likeliest(logits), strict=True)
+    return [None if best is None else _choose(row, sequence, eos_token_ids, best) for row, sequence, best in rows]
+
+
+def likeliest(logits: Tensor) -> list[int | None]:
+    """The likeliest token of each row of `[N, V]`; None where the row is not finite: a NaN becomes its maximum."""
+    values, best = kernels.argmax(logits)
+    pairs = zip(best.tolist(), values.tolist(), strict=True)
+    return [token_id if math.isfinite(value) else None for token_id, value in pairs]
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -66,15 +70,12 @@ def uniform(seed: int, index: int, position: int) -> float:
     return (value >> 11) / 2**53
 
 
-def _rows(logits: Tensor, sequences: list[Sequence]) -> Iterator[tuple[Tensor, Sequence, int, bool]]:
-    """Each row with its sequence, its likeliest token, and whether it is finite: a NaN becomes the row's maximum."""
-    values, best = kernels.argmax(logits)
-    return zip(logits, sequences, best.tolist(), values.isfinite().tolist(), strict=True)
-
-
-def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], greedy: int) -> Sample:
+def sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], best: int | None) -> Sample | None:
+    """As `sample`, for one row `[V]` whose `likeliest` is `best`."""
+    if best is None:
+        return None
     params = sequence.sampling
-    token_id = _choose(row, sequence, eos_token_ids, greedy)
+    token_id = _choose(row, sequence, eos_token_ids, best)
     if params.logprobs is None:
         return Sample(token_id)
     logprobs = row.log_softmax(dim=-1)
@@ -83,11 +84,11 @@ def _sample_row(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...],
     return Sample(token_id, float(logprobs[token_id]), top)
 
 
-def _choose(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], greedy: int) -> int:
+def _choose(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], best: int) -> int:
     params = sequence.sampling
     adjusted = _adjust(row, sequence, eos_token_ids)
     if params.greedy:
-        return greedy if adjusted is row else int(adjusted.argmax())
+        return best if adjusted is row else int(adjusted.argmax())
     draw = uniform(sequence.seed, sequence.index, sequence.num_output_tokens)
     return _draw(adjusted, params, draw)
 

@@ -23,6 +23,7 @@ from seamount.models.batch import Batch, Cache, Piece
 from seamount.models.network import CausalLM
 
 from .payoff import Payoff
+from .replay import DecodeReplay
 from .runner import Pass
 from .sampler import choose
 from .scheduler import Work
@@ -37,6 +38,7 @@ class Speculation:
         cache: the runner's, whose last layer is the block's.
         eos_token_ids: see `sampler.sample`.
         payoff: decides when to guess; None guesses always.
+        replay: the runner's.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Speculation:
         device: torch.device,
         eos_token_ids: tuple[int, ...],
         payoff: Payoff | None,
+        replay: DecodeReplay | None,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -55,6 +58,7 @@ class Speculation:
         self._device = device
         self._eos_token_ids = eos_token_ids
         self._payoff = payoff
+        self._replay = replay
 
     @torch.inference_mode()
     def follow(self, work: list[Work], ran: Pass) -> None:
@@ -74,11 +78,8 @@ class Speculation:
             following += known + [0] * (count - len(known))
             if _can_guess(sequence):
                 last_rows[sequence] = row + sequence.num_computed - 1 - first
-        joined = self._model.mtp_join(ran.hidden, self._tensor(following))
-        if last_rows and (self._payoff is None or self._payoff.pays(len(last_rows))):
-            self._guess(joined, ran.batch, last_rows)
-        else:
-            self._model.mtp_fill(joined, ran.batch, self._cache)
+        guesses = bool(last_rows) and (self._payoff is None or self._payoff.pays(len(last_rows)))
+        self._follow(ran.hidden, self._tensor(following), ran.batch, last_rows if guesses else {})
 
     def measured(self, work: list[Work], num_accepted: int, step_s: float) -> None:
         """Tell how long a whole step took, `follow` included, and how many of its guesses were right."""
@@ -89,16 +90,29 @@ class Speculation:
         if all(item.num_new == 1 for item in work):
             self._payoff.time(len(work), num_drafts, step_s)
 
-    def _guess(self, joined: Tensor, batch: Batch, last_rows: dict[Sequence, int]) -> None:
+    def _follow(self, hidden: Tensor, following: Tensor, batch: Batch, last_rows: dict[Sequence, int]) -> None:
+        """Write the block's entries; guess from the last rows that are given, if any."""
         sequences, rows = list(last_rows), self._tensor(list(last_rows.values()))
-        if len(joined) <= 2 * len(rows):
-            # In a step of decodes: one pass over a few rows too many is less than two passes.
-            hidden = self._model.mtp_guess(joined, batch, self._cache)[rows]
+        # In a step of decodes: one pass over a few rows too many is less than two passes.
+        at_once = 0 < len(following) <= 2 * len(rows)
+        if self._replay is not None and self._replay.holds(batch) and (at_once or not last_rows):
+            if not last_rows:
+                self._replay.fill(hidden, following, batch)
+                return
+            hidden = self._replay.guess(hidden, following, batch)[rows]
         else:
-            self._model.mtp_fill(joined, batch, self._cache)
-            pieces: list[Piece] = [([0], s.num_computed - 1, s.blocks) for s in sequences]
-            last = Batch.over_cache(pieces, self._block_size, self._device)
-            hidden = self._model.mtp_guess(joined[rows], last, self._cache)
+            angles = self._model.rotary.angles(batch.positions)
+            joined = self._model.mtp_join(hidden, self._model.embed(following))
+            if at_once:
+                hidden = self._model.mtp_guess(joined, angles, batch, self._cache)[rows]
+            else:
+                self._model.mtp_fill(joined, angles, batch, self._cache)
+                if not last_rows:
+                    return
+                pieces: list[Piece] = [([0], s.num_computed - 1, s.blocks) for s in sequences]
+                last = Batch.over_cache(pieces, self._block_size, self._device)
+                angles = self._model.rotary.angles(last.positions)
+                hidden = self._model.mtp_guess(joined[rows], angles, last, self._cache)
         # The sampler itself, so that guesses meet its penalties and the random number that it will draw.
         guesses = choose(self._model.logits(hidden), sequences, self._eos_token_ids)
         for sequence, token_id in zip(sequences, guesses, strict=True):

@@ -1,16 +1,18 @@
 """The numeric kernels, behind one API: callers never ask which chip they run on.
 
 `reference` gives the semantics in plain torch: it is the oracle that every faster implementation is tested against.
-`native/` holds the compiled CPU kernels, `library` builds and loads them, `packed` multiplies with them. `choice` picks
-the implementation at run time, under the same names.
+`native/` holds the compiled CPU kernels, `library` builds and loads them, `packed` multiplies with them, `recording`
+makes all calls of a step at once. `choice` picks the implementation at run time, under the same names.
 """
 
 from .choice import (
     apply_rotary,
     argmax,
+    cache_latent,
     can_capture,
     candidates,
     causal_attention,
+    join_norms,
     latent_attention,
     latent_rotate_and_cache,
     packed_latent_attention,
@@ -37,23 +39,28 @@ from .packed import (
     want_large_pages,
 )
 from .pages import Pages
+from .recording import Arena, Recording, record
 from .reference import FP8_BLOCK, dequantize_fp8_blocks
 
 __all__ = [
     "DEFAULT_GROUP",
     "FP8_BLOCK",
+    "Arena",
     "Kind",
     "PackedMatrix",
     "PackedStack",
     "Pages",
+    "Recording",
     "apply_rotary",
     "argmax",
+    "cache_latent",
     "can_capture",
     "candidates",
     "causal_attention",
     "dequantize_fp8_blocks",
     "describe",
     "isa_name",
+    "join_norms",
     "latent_attention",
     "latent_rotate_and_cache",
     "library",
@@ -61,6 +68,7 @@ __all__ = [
     "packed_latent_attention",
     "packed_num_bytes",
     "paged_attention",
+    "record",
     "rms_norm",
     "rotate_and_cache",
     "route_sigmoid",

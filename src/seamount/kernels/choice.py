@@ -17,6 +17,7 @@ from . import cpu_attention, differentiable, packed, reference
 from .library import library
 from .packed import PackedStack
 from .pages import Pages
+from .recording import empty, is_recording
 
 # Sequences up to this many tokens are attended without the fused kernel when gradients flow on a CPU.
 _SHORT_TOKENS = 512
@@ -39,6 +40,8 @@ _workspaces: dict[str, Tensor] = {}
 
 
 def _workspace(name: str, *shape: int) -> Tensor:
+    if is_recording():
+        return empty(*shape)
     size = math.prod(shape)
     held = _workspaces.get(name)
     if held is None or held.numel() < size:
@@ -74,6 +77,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if x.dim() == 2 and weight.dtype == torch.float32 and not weight.requires_grad and _compiled(x):
         return packed.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
+
+
+def join_norms(x: Tensor, x_weight: Tensor, y: Tensor, y_weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` of x and of y `[T, C]`, side by side: `[T, 2C]`."""
+    if not x_weight.requires_grad and _compiled(x) and _compiled(y):
+        num_tokens, width = x.shape
+        out = empty(num_tokens, 2 * width)
+        packed.rms_norm(x, x_weight, eps, out[:, :width])
+        packed.rms_norm(y, y_weight, eps, out[:, width:])
+        return out
+    return torch.cat((rms_norm(x, x_weight, eps), rms_norm(y, y_weight, eps)), dim=-1)
 
 
 def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,6 +184,31 @@ def latent_rotate_and_cache(
     return chosen(q_rope, compressed, weight, eps, angles, cache, slots, interleaved=interleaved)
 
 
+def cache_latent(
+    compressed: Tensor,
+    weight: Tensor,
+    eps: float,
+    angles: tuple[Tensor, Tensor],
+    cache: Tensor,
+    slots: Tensor,
+    *,
+    interleaved: bool,
+) -> None:
+    """What `reference.latent_rotate_and_cache` writes, where nothing is asked of what was written."""
+    if _compiled(compressed):
+        num_tokens, width = compressed.shape
+        rotated = width - weight.shape[0]
+        no_queries = (compressed.new_empty(num_tokens, 0, rotated), compressed.new_empty(num_tokens, 0, width))
+        cpu_attention.rotate_and_cache_latent(
+            compressed, weight, eps, *no_queries, angles, cache, slots, interleaved=interleaved
+        )
+        return
+    latent, key = compressed.split((weight.shape[0], compressed.shape[1] - weight.shape[0]), dim=-1)
+    latent = rms_norm(latent.contiguous(), weight, eps)
+    key = apply_rotary(key.unsqueeze(1), *angles, interleaved=interleaved).squeeze(1)
+    write_cache(cache, slots, torch.cat((latent, key), dim=-1))
+
+
 def latent_attention(
     q_nope: Tensor,
     q_rope: Tensor,
@@ -223,7 +262,7 @@ def packed_latent_attention(
     )
     mixed = _workspace("mixed", num_tokens, num_heads, rank)
     cpu_attention.absorbed_attention(absorbed, latent_cache, rank, pages, scale, out=mixed)
-    out = torch.empty(num_tokens, num_heads, to_value.matrices[0].num_outputs)
+    out = empty(num_tokens, num_heads, to_value.matrices[0].num_outputs)
     to_value.multiply_heads(mixed, out)
     return out
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .library import library
 from .pages import Pages
+from .recording import StepFunction, empty
 
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _SOFTMAX, _SIGMOID = 0, 1
@@ -25,7 +26,9 @@ Angles = tuple[Tensor, Tensor]
 
 
 class _Pages(ctypes.Structure):
-    """`struct Pages` of native/attention.h."""
+    """`struct Pages` of native/attention.h; `memory` is what it points to."""
+
+    memory: Pages
 
     _fields_ = [
         ("num_sequences", c_int64),
@@ -42,16 +45,15 @@ class _Functions:
 
     def __init__(self, lib: ctypes.CDLL) -> None:
         p, i, n, f = c_void_p, c_int32, c_int64, c_float
-        self.attention = lib.seamount_attention
-        self.attention.argtypes = [p, n, p, n, p, n, i, ctypes.POINTER(_Pages), i, i, i, i, f, p, n]
-        self.rotary_write = lib.seamount_rotary_write
-        self.rotary_write.argtypes = [p, n, n, i, i, i, p, p, f, p, p, i, p, n, p, n, i, p]
-        self.latent_write = lib.seamount_latent_write
-        self.latent_write.argtypes = [p, n, n, i, i, p, f, p, n, i, i, p, n, p, p, i, p, n, i, p]
-        self.route = lib.seamount_route
-        self.route.argtypes = [p, n, n, i, p, i, i, i, i, i, f, p, p]
-        for function in vars(self).values():
-            function.restype = None
+        pages = ctypes.POINTER(_Pages)
+        self.attention = StepFunction(lib, "seamount_attention", p, n, p, n, p, n, i, pages, i, i, i, i, f, p, n)
+        self.rotary_write = StepFunction(
+            lib, "seamount_rotary_write", p, n, n, i, i, i, p, p, f, p, p, i, p, n, p, n, i, p
+        )
+        self.latent_write = StepFunction(
+            lib, "seamount_latent_write", p, n, n, i, i, p, f, p, n, i, i, p, n, p, p, i, p, n, i, p
+        )
+        self.route = StepFunction(lib, "seamount_route", p, n, n, i, p, i, i, i, i, i, f, p, p)
 
 
 _functions: _Functions | None = None
@@ -84,29 +86,16 @@ def paged_attention(
     if key_cache.shape[1:] != (num_kv_heads, width) or num_heads % num_kv_heads or scale <= 0:
         shapes = [list(x.shape) for x in (q, key_cache, value_cache)]
         raise ValueError(f"queries, keys and values {shapes} with scale {scale} do not fit each other")
-    if num_tokens != pages.starts[-1]:
+    if pages.starts and num_tokens != pages.starts[-1]:
         raise ValueError(f"{num_tokens} queries for pages of {pages.starts[-1]} tokens")
     _check_heads(q)
     _check_heads(key_cache)
     _check_heads(value_cache)
     if out is None:
-        out = torch.empty(num_tokens, num_heads, value_width)
+        out = empty(num_tokens, num_heads, value_width)
     _entry().attention(
-        q.data_ptr(),
-        q.stride(0),
-        key_cache.data_ptr(),
-        key_cache.stride(0),
-        value_cache.data_ptr(),
-        value_cache.stride(0),
-        kind,
-        _describe(pages),
-        num_heads,
-        num_kv_heads,
-        width,
-        value_width,
-        scale,
-        out.data_ptr(),
-        num_heads * value_width,
+        *(q, q.stride(0), key_cache, key_cache.stride(0), value_cache, value_cache.stride(0), kind, _describe(pages)),
+        *(num_heads, num_kv_heads, width, value_width, scale, out, num_heads * value_width),
     )
     return out
 
@@ -156,30 +145,14 @@ def rotate_and_cache(
     if num_rows != num_heads + 2 * num_kv_heads or keys.shape[2] != width or values.shape[1:] != keys.shape[1:]:
         shapes = [list(x.shape) for x in (qkv, keys, values)]
         raise ValueError(f"projections, keys and values {shapes} with {num_heads} query heads do not fit each other")
-    cos, sin = _check_angles(angles, num_tokens, width, slots)
+    _check_angles(angles, num_tokens, width, slots)
     _check_heads(qkv)
     _check_heads(keys)
     _check_heads(values)
     q_norm, k_norm = (None, None) if norms is None else (_vector(norms[0], width), _vector(norms[1], width))
     _entry().rotary_write(
-        qkv.data_ptr(),
-        qkv.stride(0),
-        num_tokens,
-        num_heads,
-        num_kv_heads,
-        width,
-        q_norm,
-        k_norm,
-        eps,
-        cos,
-        sin,
-        False,
-        keys.data_ptr(),
-        keys.stride(0),
-        values.data_ptr(),
-        values.stride(0),
-        kind,
-        slots.data_ptr(),
+        *(qkv, qkv.stride(0), num_tokens, num_heads, num_kv_heads, width, q_norm, k_norm, eps, *angles, False),
+        *(keys, keys.stride(0), values, values.stride(0), kind, slots),
     )
     return qkv[:, :num_heads]
 
@@ -217,30 +190,14 @@ def rotate_and_cache_latent(
     if not fits or latent_cache.shape[1] != width or kv.stride(1) != 1 or latent_cache.stride(1) != 1:
         shapes = [list(x.shape) for x in (kv, q, absorbed, latent_cache)]
         raise ValueError(f"latents, queries, absorbed queries and cache {shapes} do not fit each other")
-    cos, sin = _check_angles(angles, num_tokens, rope_width, slots)
+    _check_angles(angles, num_tokens, rope_width, slots)
     _check_heads(q)
     _check_heads(absorbed)
+    rank = width - rope_width
     _entry().latent_write(
-        kv.data_ptr(),
-        kv.stride(0),
-        num_tokens,
-        width - rope_width,
-        rope_width,
-        _vector(norm, width - rope_width),
-        eps,
-        q.data_ptr(),
-        q.stride(0),
-        q.shape[1],
-        nope_width,
-        absorbed.data_ptr(),
-        absorbed.stride(0),
-        cos,
-        sin,
-        interleaved,
-        latent_cache.data_ptr(),
-        latent_cache.stride(0),
-        kind,
-        slots.data_ptr(),
+        *(kv, kv.stride(0), num_tokens, rank, rope_width, _vector(norm, rank), eps),
+        *(q, q.stride(0), q.shape[1], nope_width, absorbed, absorbed.stride(0)),
+        *(*angles, interleaved, latent_cache, latent_cache.stride(0), kind, slots),
     )
 
 
@@ -262,13 +219,13 @@ def route_sigmoid(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """`reference.route_sigmoid`: weights fp32 and ids int32, `[T, A]`; of equal scores the lowest index wins."""
-    pointer = _vector(bias, logits.shape[1])
-    return _route(logits, pointer, _SIGMOID, num_chosen, num_groups, num_chosen_groups, normalize, scale)
+    bias = _vector(bias, logits.shape[1])
+    return _route(logits, bias, _SIGMOID, num_chosen, num_groups, num_chosen_groups, normalize, scale)
 
 
 def _route(
     logits: Tensor,
-    bias: int | None,
+    bias: Tensor | None,
     router: int,
     num_chosen: int,
     num_groups: int,
@@ -282,22 +239,10 @@ def _route(
     if not 0 < num_chosen <= num_experts or num_experts % num_groups or not 0 < num_chosen_groups <= num_groups:
         groups = f"{num_chosen_groups} of {num_groups} groups"
         raise ValueError(f"cannot choose {num_chosen} of {num_experts} experts from {groups}")
-    weights = torch.empty(num_tokens, num_chosen)
-    ids = torch.empty(num_tokens, num_chosen, dtype=torch.int32)
+    weights, ids = empty(num_tokens, num_chosen), empty(num_tokens, num_chosen, dtype=torch.int32)
     _entry().route(
-        logits.data_ptr(),
-        logits.stride(0),
-        num_tokens,
-        num_experts,
-        bias,
-        router,
-        num_chosen,
-        num_groups,
-        num_chosen_groups,
-        normalize,
-        scale,
-        weights.data_ptr(),
-        ids.data_ptr(),
+        *(logits, logits.stride(0), num_tokens, num_experts, bias, router),
+        *(num_chosen, num_groups, num_chosen_groups, normalize, scale, weights, ids),
     )
     return weights, ids
 
@@ -319,14 +264,18 @@ def _describe(pages: Pages) -> _Pages:
     table = pages.block_table
     if table.dtype != torch.int32 or table.stride(1) != 1 or table.device.type != "cpu":
         raise ValueError(f"pages must lie on the CPU as int32, not on {table.device} as {table.dtype}")
+    num_sequences = len(pages.context_lens)
+    if len(pages.query_starts) != num_sequences + 1 or len(table) != num_sequences:
+        raise ValueError(f"{len(table)} rows of blocks and {num_sequences} lengths do not describe one batch")
     found = _Pages(
-        len(pages.lengths),
+        num_sequences,
         table.data_ptr(),
         table.stride(0),
         pages.query_starts.data_ptr(),
         pages.context_lens.data_ptr(),
         pages.block_size,
     )
+    found.memory = pages
     _described = (pages, found)
     return found
 
@@ -338,18 +287,17 @@ def _check_heads(x: Tensor) -> None:
         raise ValueError(f"heads of {list(x.shape)} do not lie side by side: strides {list(stride)}")
 
 
-def _check_angles(angles: Angles, num_tokens: int, width: int, slots: Tensor) -> tuple[int, int]:
+def _check_angles(angles: Angles, num_tokens: int, width: int, slots: Tensor) -> None:
     shape = (num_tokens, width // 2)
     for part in angles:
         if part.dtype != torch.float32 or part.shape != shape or not part.is_contiguous():
             raise ValueError(f"angles must be fp32, contiguous and {list(shape)}, not {part.dtype} {list(part.shape)}")
     if slots.dtype != torch.int64 or slots.shape != (num_tokens,) or not slots.is_contiguous():
         raise ValueError(f"slots must be int64 [{num_tokens}], not {slots.dtype} {list(slots.shape)}")
-    return angles[0].data_ptr(), angles[1].data_ptr()
 
 
-def _vector(x: Tensor, size: int) -> int:
-    """The address of an fp32 vector of this size."""
+def _vector(x: Tensor, size: int) -> Tensor:
+    """x, which must be an fp32 vector of this size."""
     if x.dtype != torch.float32 or x.shape != (size,) or not x.is_contiguous():
         raise ValueError(f"expected {size} contiguous fp32 numbers, not {x.dtype} {list(x.shape)}")
-    return x.data_ptr()
+    return x

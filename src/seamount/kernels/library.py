@@ -2,20 +2,23 @@
 
 There is no prebuilt binary: the sources are part of the package, and the compiler of this machine makes the library
 within seconds. Its file name is a digest of the sources, flags and compiler, so an update builds anew and nothing
-stale is ever loaded. Where there is no compiler, `library()` is None, `why_missing()` says why, and callers use plain
-torch. Knows nothing of tensors.
+stale is ever loaded; the libraries used last are kept, since several versions may share the folder. Where there is no
+compiler, `library()` is None, `why_missing()` says why, and callers use plain torch. Knows nothing of tensors.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -36,6 +39,9 @@ _AMX = (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16")
 # By the end of a file's name: it is compiled for chips that have these, and runs on those only.
 _FLAGS = {"_avx2": _AVX2, "_avx512": _AVX512, "_amx": _AMX}
 ISA_NAMES = ("plain", "avx2", "avx512", "amx")
+_WORK_PREFIX = "build-"
+# Libraries that stay after a build, its own included.
+_NUM_KEPT = 4
 
 
 @cache
@@ -73,14 +79,26 @@ def _open() -> ctypes.CDLL | str:
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
         path = cache_folder() / "kernels" / f"seamount-{_digest(version)}.so"
-        if not path.exists():
-            _build(compiler, path)
-        found = ctypes.CDLL(str(path))
+        found = _load(compiler, path)
     except (OSError, subprocess.CalledProcessError) as cause:
         detail = getattr(cause, "stderr", "") or str(cause)
         return f"the kernels could not be built or loaded: {detail.strip().splitlines()[0][:300] if detail else cause}"
     found.seamount_choose_isa(len(ISA_NAMES) - 1)
     return found
+
+
+def _load(compiler: str, path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        _build(compiler, path)
+    with suppress(OSError):  # the folder may be read-only, or another process has just removed the file
+        os.utime(path)  # `_tidy` goes by the time of last use
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        if path.exists():
+            raise
+        _build(compiler, path)
+        return ctypes.CDLL(str(path))
 
 
 def _digest(compiler_version: str) -> str:
@@ -92,14 +110,14 @@ def _digest(compiler_version: str) -> str:
 
 def _build(compiler: str, path: Path) -> None:
     """Compile every source and link; the finished library appears under its name at once or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     is_x86 = os.uname().machine in ("x86_64", "amd64")
     # Baseline objects first: of an inline function compiled several times the linker keeps the first, and that one
     # must run on every chip.
     sources = sorted(_SOURCES.glob("*.cpp"), key=lambda s: (bool(_flags(s)), s.name))
     if not is_x86:
         sources = [s for s in sources if not _flags(s)]
-    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as work:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _tidied(path.parent), tempfile.TemporaryDirectory(prefix=_WORK_PREFIX, dir=path.parent) as work:
         objects = [Path(work) / f"{source.stem}.o" for source in sources]
         done = 0
         _say(f"Compiling {len(sources)} kernel files for this machine (once) ...")
@@ -116,6 +134,35 @@ def _build(compiler: str, path: Path) -> None:
         linked = Path(work) / "linked.so"
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
         os.replace(linked, path)
+
+
+@contextmanager
+def _tidied(folder: Path) -> Iterator[None]:
+    """Mark a build as under way; when the last one of all processes has succeeded, remove what is of no more use.
+
+    A library that is loaded somewhere may go: its memory stays until it is unloaded. The work of a build may not, so
+    every build holds a shared lock on the folder, and only who can have it alone removes. A file system without locks
+    is left as it is.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _tidy(folder)
+    finally:
+        os.close(descriptor)
+
+
+def _tidy(folder: Path) -> None:
+    """Remove all but the libraries used last, and what interrupted builds left; nobody may be building."""
+    libraries = sorted(folder.glob("seamount-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in libraries[_NUM_KEPT:]:
+        path.unlink(missing_ok=True)
+    for work in folder.glob(f"{_WORK_PREFIX}*"):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _flags(source: Path) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .library import library
+from .recording import StepFunction, empty
 
 Kind = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PANEL = 16
@@ -30,7 +31,9 @@ _SLACK = 2 * _PAGE
 
 
 class _Matrix(ctypes.Structure):
-    """`struct Matrix` of native/matrix.h."""
+    """`struct Matrix` of native/matrix.h; whoever makes one puts what it points to into `memory`."""
+
+    memory: object
 
     _fields_ = [
         ("kind", c_int32),
@@ -50,28 +53,18 @@ class _Functions:
 
     def __init__(self, lib: ctypes.CDLL) -> None:
         matrix = ctypes.POINTER(_Matrix)
-        self.linear = lib.seamount_linear
-        self.linear.argtypes = [*(matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64, c_int32)]
-        self.feed_forward = lib.seamount_feed_forward
-        self.feed_forward.argtypes = [
-            *(matrix, matrix, c_void_p, c_int64, c_int64, c_void_p, c_float, c_void_p, c_int64)
-        ]
-        self.linear_per_head = lib.seamount_linear_per_head
-        self.linear_per_head.argtypes = [
-            *(matrix, c_int64, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_int64)
-        ]
-        self.experts = lib.seamount_experts
-        self.experts.argtypes = [
-            *(matrix, matrix, c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_void_p, c_int64)
-        ]
+        p, i, n, f = c_void_p, c_int32, c_int64, c_float
+        self.linear = StepFunction(lib, "seamount_linear", matrix, p, n, n, p, f, p, n, i)
+        self.feed_forward = StepFunction(lib, "seamount_feed_forward", matrix, matrix, p, n, n, p, f, p, n)
+        self.linear_per_head = StepFunction(lib, "seamount_linear_per_head", matrix, n, p, n, n, n, p, n, n)
+        self.experts = StepFunction(lib, "seamount_experts", matrix, matrix, n, p, n, n, p, p, n, p, n)
+        self.norm = StepFunction(lib, "seamount_norm", p, n, p, f, n, n, p, n)
         self.pack = lib.seamount_pack
         self.pack.argtypes = [matrix, c_void_p, c_int32, c_int64, c_int64]
         self.pack_codes = lib.seamount_pack_codes
         self.pack_codes.argtypes = [matrix, c_void_p, c_void_p, c_void_p, c_int64, c_int64]
         self.packed_bytes = lib.seamount_packed_bytes
         self.packed_bytes.argtypes, self.packed_bytes.restype = [matrix], c_int64
-        self.norm = lib.seamount_norm
-        self.norm.argtypes = [c_void_p, c_int64, c_void_p, c_float, c_int64, c_int64, c_void_p]
         self.argmax = lib.seamount_argmax
         self.argmax.argtypes = [c_void_p, c_int64, c_int64, c_int64, c_void_p, c_void_p]
         self.candidates = lib.seamount_candidates
@@ -81,9 +74,8 @@ class _Functions:
         self.want_large_pages.argtypes = [c_void_p, c_int64]
         self.set_threads = lib.seamount_set_threads
         self.set_threads.argtypes = [c_int32]
-        for function in vars(self).values():
-            if function not in (self.packed_bytes, self.candidates):
-                function.restype = None
+        for function in (self.pack, self.pack_codes, self.argmax, self.want_large_pages, self.set_threads):
+            function.restype = None
 
 
 _functions: _Functions | None = None
@@ -172,19 +164,24 @@ class PackedMatrix:
         num_bytes = int(self._functions.packed_bytes(self.struct))
         self._data = _arena.take(num_bytes)
         self.struct.data = self._data.data_ptr()
+        memory = [self._data]
         self.num_bytes = num_bytes
         if kind in ("int8", "int4"):
             self._scale = torch.zeros(padded)
             self.struct.scale = self._scale.data_ptr()
+            memory.append(self._scale)
             self.num_bytes += self._scale.nbytes
         if kind == "int4":
             num_groups = -(-num_inputs // group)
             self._group_scale = torch.zeros(padded // PANEL * num_groups * 2 * PANEL, dtype=torch.uint8)
             self.struct.group_scale = self._group_scale.data_ptr()
+            memory.append(self._group_scale)
             self.num_bytes += self._group_scale.nbytes
         if bias is not None:
             self._bias = self._packed_order(bias)
             self.struct.bias = self._bias.data_ptr()
+            memory.append(self._bias)
+        self.struct.memory = memory
 
     def pack_rows(self, start: int, rows: Tensor) -> None:
         """Pack `rows [R, num_inputs]` (fp32, fp16 or bf16, contiguous) as outputs `start` to `start + R`.
@@ -231,18 +228,9 @@ class PackedMatrix:
         num_tokens = x.shape[0]
         if x.dtype != torch.float32 or x.stride(1) != 1 or x.shape[1] != self.num_inputs:
             raise ValueError(f"rows of shape {list(x.shape)} and {x.dtype} do not fit {self.num_inputs} inputs")
-        out = torch.empty(num_tokens, self.width) if add_to is None else add_to
-        self._functions.linear(
-            self.struct,
-            x.data_ptr(),
-            x.stride(0),
-            num_tokens,
-            None if norm is None else norm.data_ptr(),
-            eps,
-            out.data_ptr(),
-            out.stride(0),
-            add_to is not None,
-        )
+        out = empty(num_tokens, self.width) if add_to is None else add_to
+        add = add_to is not None
+        self._functions.linear(self.struct, x, x.stride(0), num_tokens, norm, eps, out, out.stride(0), add)
         return out
 
     def _panels_of(self, start: int, rows: Tensor) -> tuple[int, int]:
@@ -278,6 +266,7 @@ class PackedStack:
     def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
         self.matrices = tuple(matrices)
         self.structs = (_Matrix * len(matrices))(*(m.struct for m in matrices))
+        self.structs.memory = self.matrices  # type: ignore[attr-defined]
         self.num_bytes = sum(m.num_bytes for m in matrices)
         self._functions = functions()
 
@@ -286,16 +275,9 @@ class PackedStack:
 
         Columns of `out` past n are left alone.
         """
+        count = len(self.matrices)
         self._functions.linear_per_head(
-            self.structs,
-            len(self.matrices),
-            x.data_ptr(),
-            x.stride(0),
-            x.stride(1),
-            x.shape[0],
-            out.data_ptr(),
-            out.stride(0),
-            out.stride(1),
+            self.structs, count, x, x.stride(0), x.stride(1), x.shape[0], out, out.stride(0), out.stride(1)
         )
 
 
@@ -304,15 +286,7 @@ def packed_feed_forward(
 ) -> Tensor:
     """Add a SwiGLU network of `x [T, C]`, normed first where `norm` is given, to `add_to [T, C]`; both fp32."""
     functions().feed_forward(
-        gate_up.struct,
-        down.struct,
-        x.data_ptr(),
-        x.stride(0),
-        x.shape[0],
-        None if norm is None else norm.data_ptr(),
-        eps,
-        add_to.data_ptr(),
-        add_to.stride(0),
+        gate_up.struct, down.struct, x, x.stride(0), x.shape[0], norm, eps, add_to, add_to.stride(0)
     )
     return add_to
 
@@ -325,25 +299,17 @@ def run_packed_experts(
     Args:
         x: fp32 `[T, C]`; weights: fp32 `[T, A]`; ids: int32 `[T, A]`; out: fp32 `[T, C]`.
     """
+    count, (num_tokens, num_chosen) = len(gate_up.matrices), ids.shape
     functions().experts(
-        gate_up.structs,
-        down.structs,
-        len(gate_up.matrices),
-        x.data_ptr(),
-        x.stride(0),
-        x.shape[0],
-        weights.data_ptr(),
-        ids.data_ptr(),
-        ids.shape[1],
-        out.data_ptr(),
-        out.stride(0),
+        *(gate_up.structs, down.structs, count, x, x.stride(0), num_tokens),
+        *(weights, ids, num_chosen, out, out.stride(0)),
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`reference.rms_norm` of fp32 rows `[T, C]`."""
-    out = torch.empty(x.shape)
-    functions().norm(x.data_ptr(), x.stride(0), weight.data_ptr(), eps, x.shape[0], x.shape[1], out.data_ptr())
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """`reference.rms_norm` of fp32 rows `[T, C]`, with unit stride in the last axis; written to `out` where given."""
+    out = empty(*x.shape) if out is None else out
+    functions().norm(x, x.stride(0), weight, eps, x.shape[0], x.shape[1], out, out.stride(0))
     return out
 
 

@@ -21,8 +21,11 @@ from .precision import EMBEDDING, HEAD, UP_PROJECTION, Precision, is_gated
 _FP32 = torch.float32.itemsize
 # Rows that a feed-forward network takes at a time (`native/linear.cpp`).
 _BLOCK_ROWS = 512
-# Interpreter, torch, tokenizer; and the buffers through which weights are read, which are given back now and then.
-_PROCESS_BYTES = 400 * 10**6
+# Steps of up to so many tokens are recorded and replayed on a CPU: what Python costs a longer one is little beside its
+# products, and results of recorded steps stay allocated.
+REPLAYED_TOKENS = 64
+# What torch and the kernels take at first use, whatever the model.
+_FIXED_BYTES = 40 * 10**6
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -93,30 +96,46 @@ def _packed_bytes(config: ModelConfig, parameter: str, group: list[Placement], p
 
 
 def workspace_bytes(config: ModelConfig, *, step_tokens: int, num_sequences: int) -> int:
-    """Memory beside weights and cache: the process itself, buffers while loading, and what the largest step holds.
+    """Memory beside weights and cache that the largest step holds; buffers for loading are gone by then, and smaller.
 
+    What the process holds before it loads weights (interpreter, torch, tokenizer) is not free then, and not counted.
     Counts what the compiled kernels keep between layers (see `kernels/native`): fp32 activations, rows packed for a
-    product (at most two bytes a value), feed-forward networks in blocks of rows, experts' rows all at once.
+    product (at most two bytes a value), feed-forward networks in blocks of rows, experts' rows all at once. Results of
+    replayed steps have memory of their own, which stays.
 
     Args:
         step_tokens: most tokens of one step.
         num_sequences: most sequences whose logits are held at once.
     """
     width, heads, tokens = config.hidden_size, config.num_heads, step_tokens
-    rows = 4 * width  # residual, its norm, and the result of a product
-    if config.latent:
-        latent = config.latent
-        entry = latent.kv_lora_rank + latent.qk_rope_head_dim
-        per_token = 2 * entry + heads * (config.head_dim + entry + latent.kv_lora_rank + latent.v_head_dim)
-    else:
-        per_token = (2 * heads + 2 * config.num_kv_heads) * config.head_dim
-    total = tokens * (rows + per_token) * _FP32 + tokens * max(width, heads * config.head_dim) * 2
+    total = tokens * _activations(config) * _FP32 + tokens * max(width, heads * config.head_dim) * 2
     dense = min(tokens, _BLOCK_ROWS) * config.intermediate_size * (_FP32 + 2)
     if config.experts:
         experts = config.experts
         chosen = tokens * experts.num_chosen + 15 * experts.num_experts  # each expert's rows in whole tiles of 16
         dense = max(dense, chosen * (width * (_FP32 + 2) + experts.intermediate_size * (_FP32 + 2)))
-    return _PROCESS_BYTES + total + dense + 2 * num_sequences * config.vocab_size * _FP32
+    guessing = 1 + min(config.num_mtp_layers, 1)
+    replayed = replayed_bytes(config, min(guessing * num_sequences, REPLAYED_TOKENS))
+    logits = (
+        (1 + min(config.num_mtp_layers, 1)) * num_sequences * config.vocab_size * _FP32
+    )  # a step's, and its guesses'
+    return _FIXED_BYTES + total + dense + replayed + logits
+
+
+def replayed_bytes(config: ModelConfig, num_tokens: int = REPLAYED_TOKENS) -> int:
+    """Memory for the results of a replayed step: activations within a layer, and logits of all its tokens."""
+    return num_tokens * (_activations(config) + config.vocab_size) * _FP32
+
+
+def _activations(config: ModelConfig) -> int:
+    """Numbers per token that live between the kernels of a layer."""
+    rows = 4 * config.hidden_size  # residual, its norm, and the result of a product
+    if config.latent:
+        latent = config.latent
+        entry = latent.kv_lora_rank + latent.qk_rope_head_dim
+        per_head = config.head_dim + entry + latent.kv_lora_rank + latent.v_head_dim
+        return rows + 2 * entry + config.num_heads * per_head
+    return rows + (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim
 
 
 def cache_bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:

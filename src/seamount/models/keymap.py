@@ -17,6 +17,7 @@ from torch import Tensor
 from .config import ExpertsConfig, LatentConfig, ModelConfig
 
 _IGNORED_SUFFIX = "rotary_emb.inv_freq"
+_MTP = "mtp."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,11 @@ class Placement:
     def num_values(self) -> int:
         """Numbers in the tensor."""
         return math.prod(self.shape)
+
+    @property
+    def is_of_mtp(self) -> bool:
+        """Whether it belongs to a multi-token-prediction block."""
+        return self.parameter.startswith(_MTP)
 
 
 def placements(config: ModelConfig, is_stacked: Callable[[str], bool] = lambda key: False) -> Iterator[Placement]:
@@ -103,7 +109,7 @@ def layer_placements(config: ModelConfig, index: int) -> Iterator[Placement]:
     names = _Names(config, index)
     width = config.hidden_size
     if index >= config.num_layers:
-        block = f"mtp.{index - config.num_layers}"
+        block = f"{_MTP}{index - config.num_layers}"
         yield Placement(f"{names.key}.enorm.weight", f"{block}.enorm.weight", (width,))
         yield Placement(f"{names.key}.hnorm.weight", f"{block}.hnorm.weight", (width,))
         yield Placement(f"{names.key}.eh_proj.weight", f"{block}.eh_proj.weight", (width, 2 * width))
@@ -147,7 +153,7 @@ class _Names:
     def __init__(self, config: ModelConfig, index: int) -> None:
         self.key = f"model.layers.{index}"
         mtp = index - config.num_layers
-        self.parameter = f"layers.{index}" if mtp < 0 else f"mtp.{mtp}.layer"
+        self.parameter = f"layers.{index}" if mtp < 0 else f"{_MTP}{mtp}.layer"
 
     def same(self, name: str, shape: tuple[int, ...], *, kept_fp32: bool | None = False) -> Placement:
         return Placement(f"{self.key}.{name}", f"{self.parameter}.{name}", shape, kept_fp32=kept_fp32)

@@ -60,6 +60,16 @@ class LoadPlan:
     scales: dict[str, StoredTensor]
     encoded: dict[str, Encoded]
 
+    def without_mtp(self) -> LoadPlan:
+        """The plan of the same network without its MTP blocks, which are then not read."""
+        if not self.config.num_mtp_layers:
+            return self
+        config = dataclasses.replace(self.config, num_mtp_layers=0)
+        places = {key: place for key, place in self.places.items() if not place.is_of_mtp}
+        scales = {key: scale for key, scale in self.scales.items() if key in places}
+        encoded = {key: layer for key, layer in self.encoded.items() if key in places}
+        return dataclasses.replace(self, config=config, places=places, scales=scales, encoded=encoded)
+
     def form_of(self, key: str) -> Form:
         """What the tensor of this key holds."""
         encoded = self.encoded.get(key)

@@ -60,7 +60,8 @@ class MtpBlock(nn.Module):
 
     def join(self, hidden: Tensor, next_embeddings: Tensor) -> Tensor:
         """Return the layer's input `[T, C]` for hidden states and embeddings `[T, C]`."""
-        return self.eh_proj(torch.cat((self.enorm(next_embeddings), self.hnorm(hidden)), dim=-1))
+        first, second = self.enorm, self.hnorm
+        return self.eh_proj(kernels.join_norms(next_embeddings, first.weight, hidden, second.weight, first.eps))
 
     def forward(self, x: Tensor, angles: Angles, batch: Batch, cache: tuple[Tensor, ...] | None) -> Tensor:
         """Run the layer over what `join` returned, which a packed layer changes."""
@@ -73,10 +74,8 @@ class MtpBlock(nn.Module):
             raise TypeError(f"an MTP block attends by latents, not by {type(attention).__name__}")
         widths = attention.latent
         compressed = attention.kv_a_proj_with_mqa(x, norm=self.layer.input_layernorm)
-        latent, key = compressed.split((widths.kv_lora_rank, widths.qk_rope_head_dim), dim=-1)
-        latent = attention.kv_a_layernorm(latent.contiguous())
-        key = kernels.apply_rotary(key.unsqueeze(1), *angles, interleaved=widths.interleaved).squeeze(1)
-        kernels.write_cache(cache[0], slots, torch.cat((latent, key), dim=-1))
+        norm = attention.kv_a_layernorm
+        kernels.cache_latent(compressed, norm.weight, norm.eps, angles, cache[0], slots, interleaved=widths.interleaved)
 
 
 class CausalLM(nn.Module):
@@ -103,15 +102,15 @@ class CausalLM(nn.Module):
 
     def hidden_states(self, batch: Batch, cache: Cache | None) -> Tensor:
         """Run all layers; return `[T, C]` before the final norm."""
-        angles = self.rotary.angles(batch.positions)
-        x = self.embed(batch.token_ids)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, angles, batch, None if cache is None else cache[index])
-        return x
+        return self._run_layers(self.embed(batch.token_ids), self.rotary.angles(batch.positions), batch, cache)
 
     def forward(self, batch: Batch, cache: Cache | None) -> Tensor:
         """Return normalised hidden states `[T, C]`; give the rows of interest to `logits`."""
         return self.norm(self.hidden_states(batch, cache))
+
+    def forward_embedded(self, x: Tensor, angles: Angles, batch: Batch, cache: Cache) -> Tensor:
+        """As `forward`, from embeddings `x [T, C]`, which packed layers change, and angles."""
+        return self.norm(self._run_layers(x, angles, batch, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return fp32 logits `[N, vocab_size]` of normalised hidden states `[N, C]`."""
@@ -131,29 +130,37 @@ class CausalLM(nn.Module):
             hidden: `[T, C]` from `forward`, after the final norm: what the released MTP weights were trained on.
             next_token_ids: `[T]`, at each row the token that follows it; the block predicts the one after that.
         """
-        return self._mtp(self.mtp_join(hidden, next_token_ids), self.rotary.angles(batch.positions), batch, None)
+        joined = self.mtp_join(hidden, self.embed(next_token_ids))
+        return self._mtp(joined, self.rotary.angles(batch.positions), batch, None)
 
-    def mtp_join(self, hidden: Tensor, next_token_ids: Tensor) -> Tensor:
-        """Input `[T, C]` of the first MTP block; see `mtp_hidden` for the arguments."""
-        return self._mtp.join(hidden, self.embed(next_token_ids))
+    def mtp_join(self, hidden: Tensor, next_embeddings: Tensor) -> Tensor:
+        """Input `[T, C]` of the first MTP block, from hidden states as of `mtp_hidden` and from `embed`."""
+        return self._mtp.join(hidden, next_embeddings)
 
-    def mtp_fill(self, joined: Tensor, batch: Batch, cache: Cache) -> None:
+    def mtp_fill(self, joined: Tensor, angles: Angles, batch: Batch, cache: Cache) -> None:
         """Write what the first MTP block keeps of each row of `batch`, so that later rows can attend to it.
 
         Args:
             joined: `[T, C]` from `mtp_join`; not changed.
+            angles: of the batch's positions.
         """
         if batch.cached is None:
             raise ValueError("the batch has no place in a cache")
-        self._mtp.fill(joined, self.rotary.angles(batch.positions), batch.cached.slots, cache[self.config.num_layers])
+        self._mtp.fill(joined, angles, batch.cached.slots, cache[self.config.num_layers])
 
-    def mtp_guess(self, joined: Tensor, batch: Batch, cache: Cache) -> Tensor:
+    def mtp_guess(self, joined: Tensor, angles: Angles, batch: Batch, cache: Cache) -> Tensor:
         """Hidden states `[T, C]` of the first MTP block, which attends to its cache and writes to it.
 
         Args:
             joined: `[T, C]` from `mtp_join`; changed.
+            angles: of the batch's positions.
         """
-        return self._mtp(joined, self.rotary.angles(batch.positions), batch, cache[self.config.num_layers])
+        return self._mtp(joined, angles, batch, cache[self.config.num_layers])
+
+    def _run_layers(self, x: Tensor, angles: Angles, batch: Batch, cache: Cache | None) -> Tensor:
+        for index, layer in enumerate(self.layers):
+            x = layer(x, angles, batch, None if cache is None else cache[index])
+        return x
 
     @property
     def _mtp(self) -> MtpBlock:

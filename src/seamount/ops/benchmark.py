@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
+from seamount import kernels
 from seamount.core.errors import SeamountError
 from seamount.core.requests import ModelFacts
 from seamount.core.settings import EngineConfig
@@ -145,7 +146,9 @@ class EngineBenchmark:
         self.facts = self.engine.facts
         self._device = torch.device(self.facts.device)
         self.machine = describe_machine(self._device)
-        self.work = ModelWork.of(ModelConfig.from_folder(locate_model(config.model)), self.facts)
+        is_packed = self._device.type == "cpu" and kernels.library() is not None
+        model_config = ModelConfig.from_folder(locate_model(config.model))
+        self.work = ModelWork.of(model_config, self.facts, is_packed=is_packed)
         self.ceiling: Ceiling | None = None
         self._config = config
         self._reasons = {shape: why_not(shape, self.facts, config) for shape in dict.fromkeys(shapes)}

@@ -50,9 +50,13 @@ class ModelWork:
     cache_bytes_per_token: int
 
     @classmethod
-    def of(cls, config: ModelConfig, facts: ModelFacts) -> ModelWork:
-        """Derive it from the checkpoint's config and from what was really loaded."""
-        per_parameter = _bytes_per_parameter(config, facts)
+    def of(cls, config: ModelConfig, facts: ModelFacts, *, is_packed: bool) -> ModelWork:
+        """Derive it from the checkpoint's config and from what was really loaded.
+
+        Args:
+            is_packed: the compiled kernels hold the matrices; a tied head is then there twice (`models.footprint`).
+        """
+        per_parameter = _bytes_per_parameter(config, facts, has_table=is_packed or not config.tie_embeddings)
         experts = config.experts
         expert_size = 3 * config.hidden_size * experts.intermediate_size if experts else 0
         num_expert_layers = max(config.num_layers - experts.num_dense_layers, 0) if experts else 0
@@ -126,14 +130,15 @@ class ModelWork:
         return num_sequences * (body + attention + 2.0 * self.num_head_parameters)
 
 
-def _bytes_per_parameter(config: ModelConfig, facts: ModelFacts) -> float:
-    """Bytes of weights over parameters. An embedding of its own is only looked up in, so it is left out, at the dtype's
-    width; where it is stored narrower, the result is too small rather than too large."""
-    if config.tie_embeddings:
-        return facts.weight_bytes / facts.num_parameters
-    looked_up = config.vocab_size * config.hidden_size
-    multiplied = facts.weight_bytes - looked_up * _DTYPE_BYTES[facts.dtype]
-    return max(multiplied, 0) / (facts.num_parameters - looked_up)
+def _bytes_per_parameter(config: ModelConfig, facts: ModelFacts, *, has_table: bool) -> float:
+    """Bytes of the weights that are multiplied over their number.
+
+    An embedding beside the head (`has_table`) is only looked up in, so it is left out, at the dtype's width; where it
+    is stored narrower, the result is too small rather than too large.
+    """
+    table = config.vocab_size * config.hidden_size
+    multiplied = facts.weight_bytes - (table * _DTYPE_BYTES[facts.dtype] if has_table else 0)
+    return max(multiplied, 0) / (facts.num_parameters - (0 if config.tie_embeddings else table))
 
 
 def _precision(bytes_per_parameter: float, dtype: str) -> str:

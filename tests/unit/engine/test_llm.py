@@ -34,6 +34,13 @@ def assert_all_blocks_free(llm: LLM) -> None:
     assert stats.num_running == stats.num_waiting == 0
 
 
+def test_without_guesses_the_block_that_makes_them_takes_no_memory() -> None:
+    guessing, plain = (load(speculation=name, cache_memory_bytes=2**23).facts for name in ("mtp", "off"))
+    assert plain.weight_bytes < guessing.weight_bytes
+    assert plain.num_parameters < guessing.num_parameters
+    assert plain.cache_bytes_per_token < guessing.cache_bytes_per_token
+
+
 def test_results_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     together = llm.generate(PROMPTS, GREEDY)
     alone = [llm.generate(prompt, GREEDY)[0] for prompt in PROMPTS]

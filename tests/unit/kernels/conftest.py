@@ -85,6 +85,11 @@ class Rounding:
         return total, size
 
     @staticmethod
+    def between(kind: str, gated: Tensor) -> Tensor:
+        """What a SwiGLU network's second product is given of its first one's result."""
+        return gated if kind in ("float32", "float16") else gated.bfloat16().float()
+
+    @staticmethod
     def silu(gate: Tensor) -> Tensor:
         return gate / (1 + torch.exp(-gate))
 

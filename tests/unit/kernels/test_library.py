@@ -49,15 +49,19 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Returns a function: runs code with this `PATH`; a compiler may wait at the gate. None outlives the test."""
+    """Returns a function: runs code with this `PATH`; a compiler may wait at the gate and has a version. No process
+    outlives the test."""
     with ExitStack() as running:
 
-        def start(code: str, path: Path, *arguments: object, gate: Path | None = None) -> subprocess.Popen[str]:
+        def start(
+            code: str, path: Path, *arguments: object, gate: Path | None = None, version: str = "1"
+        ) -> subprocess.Popen[str]:
             environment = {
                 **os.environ,
                 "XDG_CACHE_HOME": str(tmp_path / "cache"),
                 "PATH": str(path),
                 "GATE": str(gate),
+                "VERSION": version,
                 "OMP_NUM_THREADS": "1",
             }
             command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
@@ -85,26 +89,33 @@ def compiler(folder: Path, script: str) -> Path:
     return path
 
 
-def libraries(folder: Path) -> list[Path]:
-    return sorted((folder / "cache").rglob("*.so"))
+def quick_compiler(folder: Path, link: str = "") -> Path:
+    """As `compiler`; what the true one makes was made for these tests already, and is only copied.
 
-
-@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
-def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path: Path, start: Start) -> None:
-    # What the true compiler makes was made for these tests already; this one is quick.
-    made = getattr(kernels.library(), "_name", "")
-    path = compiler(
-        tmp_path,
+    Args:
+        link: runs before linking.
+    """
+    return compiler(
+        folder,
         f"""
         case "$1" in
-            --version) exit ;;
-            -shared) make="{shutil.which("cp")} {made}"; : < "$GATE" ;;
+            --version) echo "$VERSION"; exit ;;
+            -shared) make="{shutil.which("cp")} {getattr(kernels.library(), "_name", "")}"; {link or ":"} ;;
             *) make="{shutil.which("touch")}" ;;
         esac
         while [ "$1" != -o ]; do shift; done
         exec $make "$2"
         """,
     )
+
+
+def libraries(folder: Path) -> list[Path]:
+    return sorted((folder / "cache").rglob("*.so"))
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path: Path, start: Start) -> None:
+    path = quick_compiler(tmp_path, link=': < "$GATE"')
     gates = [tmp_path / "gate0", tmp_path / "gate1"]
     for gate in gates:
         os.mkfifo(gate)
@@ -122,6 +133,42 @@ def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path:
     out, err = finish(start(REPORT, path))
     assert err == ""
     assert out.splitlines()[1].strip() == "why"
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_a_build_leaves_the_libraries_used_last_and_nothing_of_interrupted_builds(tmp_path: Path, start: Start) -> None:
+    path = quick_compiler(tmp_path)
+    finish(start(REPORT, path, version="1"))
+    (first,) = libraries(tmp_path)
+    for age, name in ((1, "new"), (2, "older"), (3, "oldest")):
+        other = first.with_name(f"seamount-{name}.so")
+        other.touch()
+        os.utime(other, (10**9 - age, 10**9 - age))
+    os.utime(first, (0, 0))
+    (first.parent / "build-killed").mkdir()
+    (first.parent / "build-killed" / "linear.o").touch()
+    assert finish(start(REPORT, path, version="1"))[1] == ""  # used again: no longer the one that was used least
+    finish(start(REPORT, path, version="2"))
+    (second,) = {built for built in libraries(tmp_path) if len(built.stem) == len(first.stem)} - {first}
+    left = {entry.name for entry in first.parent.iterdir()}
+    assert left == {first.name, second.name, "seamount-new.so", "seamount-older.so"}
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_a_library_that_vanishes_before_it_is_loaded_is_built_again(tmp_path: Path, start: Start) -> None:
+    path = quick_compiler(tmp_path)
+    vanish = """
+import ctypes, os
+load, removed = ctypes.CDLL.__init__, []
+def remove_and_load(self, name, *arguments, **keywords):
+    if "seamount-" in str(name) and not removed:
+        os.unlink(name)
+        removed.append(name)
+    load(self, name, *arguments, **keywords)
+ctypes.CDLL.__init__ = remove_and_load
+"""
+    assert finish(start(vanish + REPORT, path))[0].splitlines()[1].strip() == "why"
+    assert len(libraries(tmp_path)) == 1
 
 
 def test_without_a_compiler_plain_torch_computes(tmp_path: Path, start: Start, small_checkpoint: Path) -> None:

@@ -16,8 +16,9 @@ from seamount.core.errors import CheckpointError, OutOfMemoryError, UnsupportedM
 from seamount.models import loading, memory, reading
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
-from seamount.models.loading import load_model, plan_load
+from seamount.models.loading import load_model, load_planned, plan_load, planned_bytes, resident_bytes
 from seamount.models.network import CausalLM
+from seamount.models.precision import Precision
 
 CPU = torch.device("cpu")
 
@@ -41,6 +42,23 @@ def test_every_tensor_arrives(name: str, make_folder: Any) -> None:
         assert torch.equal(place.part_of(found[place.parameter]), tensors[place.key]), place.key
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_without_its_mtp_blocks_a_network_is_the_same_and_their_weights_are_not_read(make_folder: Any) -> None:
+    folder, config, tensors = make_folder("v3-mtp")
+    whole = plan_load(folder, config)
+    plan = whole.without_mtp()
+    told: list[tuple[int, int]] = []
+    model = load_planned(plan, Precision(torch.float32), device=CPU, progress=lambda *numbers: told.append(numbers))
+    assert not model.mtp
+    found = targets(model)
+    own = {place.key: place for place in placements(plan.config)}
+    assert len(own) < len(tensors)
+    for key, place in own.items():
+        assert torch.equal(place.part_of(found[place.parameter]), tensors[key]), key
+    assert told[-1] == (sum(tensors[key].nbytes for key in own),) * 2
+    precision = Precision(torch.float32)
+    assert planned_bytes(plan, precision) == resident_bytes(model) < planned_bytes(whole, precision)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

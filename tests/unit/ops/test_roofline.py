@@ -45,7 +45,9 @@ EXPERTS = {
 }
 
 
-def work_of(raw: dict[str, Any], bytes_of_weights: int | None = None) -> tuple[ModelWork, ModelFacts]:
+def work_of(
+    raw: dict[str, Any], bytes_of_weights: int | None = None, *, is_packed: bool = False
+) -> tuple[ModelWork, ModelFacts]:
     config = ModelConfig.from_dict(raw)
     facts = ModelFacts(
         name="m",
@@ -62,7 +64,7 @@ def work_of(raw: dict[str, Any], bytes_of_weights: int | None = None) -> tuple[M
         weight_bytes=bytes_of_weights or weight_bytes(config, placements(config), Precision(torch.bfloat16)),
         load_s=0.0,
     )
-    return ModelWork.of(config, facts), facts
+    return ModelWork.of(config, facts, is_packed=is_packed), facts
 
 
 def test_a_dense_step_reads_every_weight_but_the_embedding_once() -> None:
@@ -74,6 +76,14 @@ def test_a_dense_step_reads_every_weight_but_the_embedding_once() -> None:
 def test_a_tied_embedding_is_read_as_the_head() -> None:
     work, facts = work_of({**DENSE, "tie_word_embeddings": True})
     assert work.decode_bytes(1, 0) == facts.weight_bytes
+
+
+def test_a_tied_embedding_beside_a_packed_head_is_looked_up_in_only() -> None:
+    parameters, table = num_parameters(ModelConfig.from_dict({**DENSE, "tie_word_embeddings": True})), 100 * 16
+    loaded = 1 * parameters + 2 * table  # all in 8 bits, the table once more in 16
+    work, _ = work_of({**DENSE, "tie_word_embeddings": True}, loaded, is_packed=True)
+    assert work.decode_bytes(1, 0) == parameters
+    assert work.precision == "int8"
 
 
 def test_attention_counts_a_multiply_add_per_value_of_key_and_value() -> None:

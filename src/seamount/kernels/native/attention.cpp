@@ -4,6 +4,8 @@
 
 #include <vector>
 
+#include "replay.h"
+
 namespace seamount {
 namespace {
 
@@ -138,3 +140,4 @@ SEAMOUNT_API void seamount_attention(const float* q, int64_t q_stride, const voi
     seamount::attention({q, q_stride, keys, key_stride, values, value_stride, seamount::Kind(kind), pages, num_heads,
                          num_kv_heads, width, value_width, scale, out, out_stride});
 }
+SEAMOUNT_STEP(seamount_attention)

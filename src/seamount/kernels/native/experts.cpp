@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "replay.h"
 #include "workspace.h"
 
 namespace seamount {
@@ -56,8 +57,9 @@ Groups group(const int32_t* ids, int64_t tokens, int64_t chosen, int64_t experts
     return g;
 }
 
-// Every group of rows times its own expert's matrix.
-void multiply_groups(const Groups& g, const Matrix* matrices, const Rows& rows, float* out) {
+// Every group of rows times its own expert's matrix; `place` says where the results of rows from a tile on go.
+template <class Place>
+void multiply_groups(const Groups& g, const Matrix* matrices, const Rows& rows, Place&& place) {
     const Matrix& shape = matrices[0];
     const int64_t panels = num_panels(shape), bytes = is_tiled(shape.kind) ? 16 * num_tiles(shape) * 64 : 16 * shape.k * 4;
     const int64_t chunks = is_tiled(shape.kind) ? num_chunks(num_tiles(shape)) : 0;
@@ -69,8 +71,8 @@ void multiply_groups(const Groups& g, const Matrix* matrices, const Rows& rows, 
         const int64_t i = task / parts, first = task % parts * step, tile = g.first_tile[i];
         const Rows own{g.count[i], static_cast<const uint8_t*>(rows.data) + tile * bytes,
                        rows.scale ? rows.scale + tile * 16 * chunks : nullptr};
-        functions->multiply(matrices[g.expert[i]], own, out + tile * 16 * out_columns(shape), out_columns(shape), false, first,
-                            std::min(panels, first + step), workspace().multiply[thread]);
+        functions->multiply(matrices[g.expert[i]], own, place(tile), first, std::min(panels, first + step),
+                            workspace().multiply[thread]);
     });
 }
 
@@ -86,13 +88,15 @@ SEAMOUNT_API void seamount_experts(const Matrix* gate_up, const Matrix* down, in
     if (!tokens) return;
     auto& space = workspace();
     const Groups g = group(ids, tokens, chosen, experts);
-    const int64_t rows = g.tiles * 16, inner = out_columns(gate_up[0]), width = down[0].n;
-    const Source source{x, x_stride, nullptr, 0};
-    auto* gated = space.inner.get_as<float>(size_t(rows * inner));
-    multiply_groups(g, gate_up, prepare_rows(gate_up[0], source, g.token, rows, space.rows, space.scales), gated);
-    const Source between{gated, inner, nullptr, 0};
+    const int64_t rows = g.tiles * 16, width = down[0].n;
+    const Source source{x, x_stride, nullptr, 0, nullptr};
+    const Between between(gate_up[0], down[0], rows, space.inner);
+    multiply_groups(g, gate_up, prepare_rows(gate_up[0], source, g.token, rows, space.rows, space.scales),
+                    [&](int64_t tile) { return between.out(tile); });
     auto* terms = space.terms.get_as<float>(size_t(rows * width));
-    multiply_groups(g, down, prepare_rows(down[0], between, g.itself, rows, space.inner_rows, space.inner_scales), terms);
+    multiply_groups(
+        g, down, prepare_rows(down[0], between.source(), g.itself, rows, space.inner_rows, space.inner_scales),
+        [&](int64_t tile) { return Out{terms + tile * 16 * width, width, false, nullptr}; });
     const int64_t step = 8;
     parallel((tokens + step - 1) / step, [&](int64_t task, int) {
         for (int64_t t = task * step; t < std::min(tokens, (task + 1) * step); t++)
@@ -101,3 +105,4 @@ SEAMOUNT_API void seamount_experts(const Matrix* gate_up, const Matrix* down, in
                                       weights[t * chosen + a], width);
     });
 }
+SEAMOUNT_STEP(seamount_experts)

@@ -76,12 +76,16 @@ class Unpacker {
 };
 #endif
 
+// The group that half a tile (32 k) belongs to. Of 32 bits, since dividing 64 takes several times as long.
+inline int64_t group_of(int32_t group, int64_t half) { return uint32_t(half) / (uint32_t(group) / 32); }
+
 // `packed` 512 bytes -> `out` 1024 bytes; `groups` are the panel's [group][32] bytes.
 inline void unpack_int4(const uint8_t* packed, const uint8_t* groups, int64_t tile, int32_t group, uint8_t* out) {
     const int rows_per_group = group == 32 ? 8 : 16;
 #if defined(__AVX512VBMI__)
     for (int begin = 0; begin < 16; begin += rows_per_group) {
-        const Unpacker unpacker(groups + (tile * 64 + begin * 4) / group * 32);
+        const Unpacker unpacker(groups + group_of(group, 2 * tile + begin / 8) * 32);
+#pragma GCC unroll 4
         for (int row = begin; row < begin + rows_per_group; row += 2) {
             __m512i even, odd;
             unpacker.levels(packed + row * 32, &even, &odd);
@@ -91,7 +95,7 @@ inline void unpack_int4(const uint8_t* packed, const uint8_t* groups, int64_t ti
     }
 #else
     for (int row = 0; row < 16; row++) {
-        const uint8_t* of_group = groups + (tile * 64 + row / rows_per_group * rows_per_group * 4) / group * 32;
+        const uint8_t* of_group = groups + group_of(group, 2 * tile + row / 8) * 32;
         for (int i = 0; i < 64; i++) {
             const Nibble at = nibble_of(row, i);
             int code = packed[at.byte] >> at.shift & 15;

@@ -75,21 +75,33 @@ inline int64_t rows_bytes(const Matrix& w, int64_t m) {
 }
 inline int64_t rows_scales(const Matrix& w, int64_t m) { return round_up(m, 16) * num_chunks(num_tiles(w)); }
 
-// Rows as they are before they are packed.
+// Rows as they are before they are packed: fp32, or what a gated product left in panels of bf16 (and then in order).
 struct Source {
     const float* x;
     int64_t stride;
     const float* norm_weight; // [k]: rows are RMS-normalised with it; or null
     float eps;
+    const uint16_t* panels;   // or null: see `Out`
 };
+
+// Where a product goes: to rows of fp32, or, if it is gated, to panels of bf16 for the product behind it:
+// [m/16][columns/16][16 rows][16 columns]. A third of the memory traffic of rows of fp32; int8 codes are made of them.
+struct Out {
+    float* rows;
+    int64_t stride;
+    bool add;
+    uint16_t* panels;  // or null
+};
+// bf16 numbers in a tile of 16 rows of such panels.
+inline int64_t panel_row_size(int64_t columns) { return round_up(columns, kPanel) * 16; }
 
 // Packs 16 rows of activations into `tile_row`'s place; `index[i]` is the source row of packed row i, -1 for none.
 using PrepareFn = void (*)(const Matrix&, const Source&, const int64_t* index, int64_t tile_row, void* data,
                            float* scale, float* scratch);
 // out[rows, columns of panels first..last) = (add ? out : 0) + bias + rows x weight, or, gated, silu(gate) * up of that
 // sum; for all rows, on the calling thread. Panels of a gated matrix come in pairs, and nothing is added to them.
-using MultiplyFn = void (*)(const Matrix&, const Rows&, float* out, int64_t out_stride, bool add, int64_t first_panel,
-                            int64_t last_panel, Scratch& scratch);
+using MultiplyFn = void (*)(const Matrix&, const Rows&, const Out&, int64_t first_panel, int64_t last_panel,
+                            Scratch& scratch);
 // Packs panels first..last) of a weight whose rows lie at `source` (kind f32, f16 or bf16), and sets their scales.
 using PackFn = void (*)(const Matrix&, const void* source, int32_t source_kind, int64_t first_panel,
                         int64_t last_panel);
@@ -105,10 +117,10 @@ struct Functions {
     MultiplyFn multiply;
     PackFn pack;
     NormFn norm;
-    // out[r, :columns] = silu(gate) * up, from rows of 16 gates and 16 columns that they gate.
-    void (*gate)(const float* pairs, int64_t rows, float* out, int64_t stride, int columns);
     // out[0..n) += w * x[0..n)
     void (*accumulate)(float* out, const float* x, float w, int64_t n);
+    // The largest of `count` values and its first index; a NaN anywhere is the largest.
+    void (*argmax)(const float* x, int64_t count, float* value, int64_t* index);
     // out = e^((x - best) * inverse); returns the sum, to double precision and in a fixed order.
     double (*weigh)(const float* x, int64_t count, float best, float inverse, float* out);
     // See heads.inc.
@@ -123,8 +135,7 @@ namespace plain { extern const Functions table; }
 namespace avx2 { extern const Functions table; }
 namespace avx512 { extern const Functions table; }
 namespace amx {
-void multiply(const Matrix&, const Rows&, float* out, int64_t out_stride, bool add, int64_t first_panel,
-              int64_t last_panel, Scratch& scratch);
+void multiply(const Matrix&, const Rows&, const Out&, int64_t first_panel, int64_t last_panel, Scratch& scratch);
 }
 
 }  // namespace seamount

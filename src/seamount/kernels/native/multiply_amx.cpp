@@ -17,8 +17,8 @@ namespace amx {
 namespace {
 
 constexpr int64_t kBlockRows = 512;
-// Few rows: int4 tiles are unpacked this many at a time, so that they are still in the first-level cache when used.
-constexpr int64_t kSlice = 8;
+// Few rows: int4 tiles are unpacked so many before they are multiplied.
+constexpr int64_t kAhead = 4;
 constexpr int64_t kFewRows = 64;
 constexpr int64_t kVectorRows = 4;
 
@@ -31,9 +31,7 @@ struct alignas(64) TileConfig {
 struct Target {
     const Matrix& w;
     const Rows& rows;
-    float* out;  // place of row 0 and packed column 0; gated: of row 0 and column 0 of the gated product
-    int64_t stride;
-    bool add;
+    const Out& out;  // of row 0 and column 0
     float* partial;  // gated, several chunks: [kBlockRows][32] sums of a pair of panels
 };
 
@@ -42,78 +40,113 @@ struct Target {
 template <bool kInt>
 class Drain {
    public:
-    explicit Drain(const Target& to, uint8_t* memory) : to_(to), memory_(memory) {}
+    explicit Drain(const Target& to, uint8_t* memory)
+        : to_(to), memory_(memory), chunks_(num_chunks(num_tiles(to.w))), columns_(out_columns(to.w)) {}
 
     // Memory for the sums of the block that is being multiplied: tiles of 16 x 16, two panels side by side.
     uint8_t* next_sums() { return memory_ + (turn_ ^= 1) * 4 * kTileBytes; }
 
     void begin(const uint8_t* sums, int64_t row, int64_t panel, bool two_panels, int64_t chunk) {
+        const Matrix& w = to_.w;
         sums_ = sums;
         row_ = row;
-        panel_ = panel;
-        two_panels_ = two_panels;
-        chunk_ = chunk;
+        first_ = chunk == 0;
+        last_ = chunk + 1 == chunks_;
         done_ = 0;
-        count_ = int(std::min<int64_t>(32, to_.rows.m - row));
+        // Panels are written two rows at a time; the row behind an odd last one has room there.
+        count_ = int(std::min<int64_t>(32, to_.out.panels ? round_up(to_.rows.m - row, 2) : to_.rows.m - row));
+        panels_ = two_panels ? 2 : 1;
+        column_ = w.gated ? panel / 2 * kPanel : panel * kPanel;
+        for (int p = 0; p < panels_; p++) {
+            if constexpr (kInt) scale_[p] = load<f32x16>(w.scale + (panel + p) * kPanel);
+            // Minus zero changes no sum, not even minus zero.
+            bias_[p] = !first_ ? splat(-0.0f) : w.bias ? load<f32x16>(w.bias + (panel + p) * kPanel) : splat(0);
+        }
+        if constexpr (kInt) row_scale_ = to_.rows.scale + row * chunks_ + chunk;
+        if (to_.out.panels)
+            gated_ = to_.out.panels + row / 16 * panel_row_size(columns_) + panel / 2 * 256;
+        else
+            out_ = to_.out.rows + row * to_.out.stride + column_;
+        whole_ = column_ + (w.gated ? 1 : panels_) * kPanel <= columns_;
+        fresh_ = first_ && !to_.out.add;
     }
     int left() const { return count_ - done_; }
     inline void some(int most) {
-        for (; most > 0 && done_ < count_; most--) finish_row(done_++);
+        const int end = std::min(count_, done_ + (to_.out.panels ? (most + 1) & ~1 : most));
+        if (done_ == end) return;
+        if (to_.w.gated && !last_)
+            keep_gated(end);
+        else if (to_.w.gated)
+            to_.out.panels ? finish_panels(end) : finish_gated(end);
+        else if (!whole_)
+            finish_edge(end);
+        else if (panels_ == 2)
+            fresh_ ? finish<2, true>(end) : finish<2, false>(end);
+        else
+            fresh_ ? finish<1, true>(end) : finish<1, false>(end);
+        done_ = end;
     }
 
    private:
     inline f32x16 scaled(int row, int panel) const {
         const uint8_t* from = sums_ + (row / 16 * 2 + panel) * kTileBytes + row % 16 * 64;
         if constexpr (!kInt) return load<f32x16>(from);
-        const int64_t chunks = num_chunks(num_tiles(to_.w));
-        const f32x16 scale = load<f32x16>(to_.w.scale + (panel_ + panel) * kPanel);
-        return __builtin_convertvector(load<i32x16>(from), f32x16) *
-               (scale * to_.rows.scale[(row_ + row) * chunks + chunk_]);
+        return __builtin_convertvector(load<i32x16>(from), f32x16) * (scale_[panel] * row_scale_[row * chunks_]);
     }
-    inline f32x16 start(int panel) const {
-        return to_.w.bias ? load<f32x16>(to_.w.bias + (panel_ + panel) * kPanel) : splat(0);
+    template <int kPanels, bool kFresh>
+    inline void finish(int end) const {
+        for (int row = done_; row < end; row++)
+            for (int p = 0; p < kPanels; p++) {
+                float* out = out_ + row * to_.out.stride + p * kPanel;
+                f32x16 value = kFresh ? bias_[p] : load<f32x16>(out) + bias_[p];
+                store(out, value + scaled(row, p));
+            }
     }
-    inline void finish_row(int row) {
-        if (to_.w.gated) return finish_gated(row);
-        for (int panel = 0; panel < (two_panels_ ? 2 : 1); panel++) {
-            const int64_t column = (panel_ + panel) * kPanel;
-            float* out = to_.out + (row_ + row) * to_.stride + column;
-            const int columns = int(std::min<int64_t>(kPanel, to_.w.n - column));
-            const bool whole = columns == kPanel, fresh = !chunk_ && !to_.add;
-            f32x16 value = fresh ? splat(0) : whole ? load<f32x16>(out) : load_part(out, columns);
-            if (!chunk_) value += start(panel);
-            value += scaled(row, panel);
-            if (whole)
-                store(out, value);
-            else
-                store_part(out, value, columns);
+    // The last columns of a matrix whose width is no multiple of a panel's.
+    void finish_edge(int end) const {
+        for (int row = done_; row < end; row++)
+            for (int p = 0; p < panels_; p++) {
+                float* out = out_ + row * to_.out.stride + p * kPanel;
+                const int columns = int(std::min<int64_t>(kPanel, columns_ - column_ - p * kPanel));
+                const f32x16 before = fresh_ ? splat(0) : load_part(out, columns);
+                store_part(out, before + bias_[p] + scaled(row, p), columns);
+            }
+    }
+    float* partial(int row) const { return to_.partial + (row_ + row) % kBlockRows * 2 * kPanel; }
+    inline f32x16 gated_sum(int row, int panel) const {
+        return (first_ ? bias_[panel] : load<f32x16>(partial(row) + panel * kPanel)) + scaled(row, panel);
+    }
+    void keep_gated(int end) const {
+        for (int row = done_; row < end; row++)
+            for (int p = 0; p < 2; p++) store(partial(row) + p * kPanel, gated_sum(row, p));
+    }
+    inline f32x16 gated(int row) const { return silu(gated_sum(row, 0)) * gated_sum(row, 1); }
+    void finish_gated(int end) const {
+        for (int row = done_; row < end; row++)
+            store_part(out_ + row * to_.out.stride, gated(row), int(std::min<int64_t>(kPanel, columns_ - column_)));
+    }
+    inline void finish_panels(int end) const {
+        const int64_t next_tile = panel_row_size(columns_);
+        for (int row = done_; row < end; row += 2) {
+            const __m256i even = (__m256i)to_bf16(gated(row)), odd = (__m256i)to_bf16(gated(row + 1));
+            const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(even), odd, 1);
+            auto* to = reinterpret_cast<__m512i*>(gated_ + row / 16 * next_tile + row % 16 * 16);
+            // Many rows are read again only when others have filled the cache.
+            to_.rows.m > kFewRows ? _mm512_stream_si512(to, both) : _mm512_store_si512(to, both);
         }
-    }
-    inline void finish_gated(int row) {
-        const int64_t chunks = num_chunks(num_tiles(to_.w));
-        float* partial = to_.partial + (row_ + row) % kBlockRows * 2 * kPanel;
-        f32x16 gate = (chunk_ ? load<f32x16>(partial) : start(0)) + scaled(row, 0);
-        f32x16 up = (chunk_ ? load<f32x16>(partial + kPanel) : start(1)) + scaled(row, 1);
-        if (chunk_ + 1 < chunks) {
-            store(partial, gate);
-            store(partial + kPanel, up);
-            return;
-        }
-        const int64_t column = panel_ / 2 * kPanel, columns = std::min<int64_t>(kPanel, to_.w.n / 2 - column);
-        float* out = to_.out + (row_ + row) * to_.stride + column;
-        const f32x16 value = silu(gate) * up;
-        if (columns == kPanel)
-            store(out, value);
-        else
-            store_part(out, value, int(columns));
     }
 
     const Target& to_;
     uint8_t* memory_;
+    const int64_t chunks_, columns_;
     const uint8_t* sums_ = nullptr;
-    int64_t row_ = 0, panel_ = 0, chunk_ = 0;
-    bool two_panels_ = false;
-    int turn_ = 0, done_ = 0, count_ = 0;
+    const float* row_scale_ = nullptr;
+    float* out_ = nullptr;
+    uint16_t* gated_ = nullptr;
+    f32x16 scale_[2], bias_[2];
+    int64_t row_ = 0, column_ = 0;
+    bool first_ = false, last_ = false, whole_ = false, fresh_ = false;
+    int panels_ = 2, turn_ = 0, done_ = 0, count_ = 0;
 };
 
 // Tiles 0-3 hold sums, 4-5 rows of activations, 6-7 weights.
@@ -130,8 +163,7 @@ class Drain {
 // and fetches `ahead_bytes` per tile from `ahead` on.
 template <bool kInt, bool kTwoRows, bool kTwoPanels>
 inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* b0, const uint8_t* b1, int64_t count,
-                           const uint8_t* ahead, int64_t ahead_bytes, Drain<kInt>& drain) {
-    const int share = int((drain.left() + count - 1) / count);
+                           const uint8_t* ahead, int64_t ahead_bytes, Drain<kInt>& drain, int share) {
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = t * kTileBytes;
         _tile_loadd(6, b0 + at, 64);
@@ -183,31 +215,34 @@ void block(const Target& to, Drain<kInt>& drain, int64_t row, int64_t panel, int
     const int64_t count = std::min(kChunkTiles, tiles - first);
     auto* a0 = static_cast<const uint8_t*>(to.rows.data) + (row / 16 * tiles + first) * kTileBytes;
     zero_sums();
-    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, ahead, ahead_bytes, drain);
+    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, ahead, ahead_bytes, drain,
+                                                 int((drain.left() + count - 1) / count));
     store_sums<kInt, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
 
-// As `block`, for int4 and few rows: unpacks a slice, uses it, goes on.
+// As `block`, for int4 and few rows: tiles are unpacked `kAhead` before they are multiplied, so that they have reached the
+// cache by then, and vectors unpack while tiles multiply.
 template <bool kTwoRows, bool kTwoPanels>
 void block_int4(const Target& to, Drain<true>& drain, int64_t row, int64_t panel, int64_t chunk, const Weights& from,
                 uint8_t* unpacked) {
     const int64_t tiles = num_tiles(to.w), first = chunk * kChunkTiles;
     const int64_t end = std::min(tiles, first + kChunkTiles);
+    const auto place = [&](int64_t t, int p) { return unpacked + (t % (2 * kAhead) * 2 + p) * kTileBytes; };
+    const auto unpack = [&](int64_t t) {
+        for (int p = 0; p < (kTwoPanels ? 2 : 1); p++) {
+            const uint8_t* packed = from.tiles[p] + t * (kTileBytes / 2);
+            for (int line = 0; line < 8; line++) _mm_prefetch(packed + 2048 + line * 64, _MM_HINT_T1);
+            unpack_int4(packed, from.groups[p], t, to.w.group, place(t, p));
+        }
+    };
+    for (int64_t t = first; t < std::min(end, first + kAhead); t++) unpack(t);
     auto* a = static_cast<const uint8_t*>(to.rows.data) + row / 16 * tiles * kTileBytes;
     zero_sums();
-    int turn = 0;
-    for (int64_t t = first; t < end; t += kSlice) {
-        const int64_t count = std::min(kSlice, end - t);
-        uint8_t* slice = unpacked + (turn ^= 1) * 2 * kSlice * kTileBytes;
-        for (int64_t i = 0; i < count; i++)
-            for (int p = 0; p < (kTwoPanels ? 2 : 1); p++) {
-                const uint8_t* packed = from.tiles[p] + (t + i) * (kTileBytes / 2);
-                for (int line = 0; line < 8; line++) _mm_prefetch(packed + 2048 + line * 64, _MM_HINT_T1);
-                unpack_int4(packed, from.groups[p], t + i, to.w.group, slice + (p * kSlice + i) * kTileBytes);
-            }
+    for (int64_t t = first; t < end; t++) {
+        if (t + kAhead < end) unpack(t + kAhead);
         const uint8_t* a0 = a + t * kTileBytes;
-        multiply_tiles<true, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, slice, slice + kSlice * kTileBytes,
-                                                   count, a0, 0, drain);
+        multiply_tiles<true, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, place(t, 0), place(t, 1), 1, a0, 0,
+                                                   drain, 2);
     }
     store_sums<true, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
@@ -277,7 +312,8 @@ void multiply_kind(const Target& to, int64_t first_panel, int64_t last_panel, ui
     Drain<kInt> drain(to, scratch);
     uint8_t* unpacked = scratch + 8 * kTileBytes;
     const int64_t chunks = num_chunks(num_tiles(w)), m = to.rows.m;
-    if (m <= kFewRows) {
+    // With more rows than one block has, codes would be unpacked again for each.
+    if (m <= (w.kind == kInt4 ? 32 : kFewRows)) {
         for (int64_t panel = first_panel; panel < last_panel; panel += 2)
             panel + 1 < last_panel ? few_rows<kInt, true>(to, drain, panel, unpacked)
                                    : few_rows<kInt, false>(to, drain, panel, unpacked);
@@ -306,17 +342,17 @@ void multiply_kind(const Target& to, int64_t first_panel, int64_t last_panel, ui
 
 }  // namespace
 
-void multiply(const Matrix& w, const Rows& rows, float* out, int64_t stride, bool add, int64_t first_panel,
-              int64_t last_panel, Scratch& scratch) {
+void multiply(const Matrix& w, const Rows& rows, const Out& out, int64_t first_panel, int64_t last_panel,
+              Scratch& scratch) {
     // Integer sums are exact, so whichever instructions make them give the same bits: with few rows, vectors need not
     // wait until codes that were just written can be read as a tile.
     const bool vectors = !is_tiled(w.kind) || (w.kind != kBF16 && rows.m <= kVectorRows);
-    if (vectors) return avx512::table.multiply(w, rows, out, stride, add, first_panel, last_panel, scratch);
+    if (vectors) return avx512::table.multiply(w, rows, out, first_panel, last_panel, scratch);
     const TileConfig config;
     _tile_loadconfig(&config);
     const size_t tiles_bytes = size_t(8 + 2 * kChunkTiles) * kTileBytes;
     auto* memory = scratch.get_as<uint8_t>(tiles_bytes + kBlockRows * 2 * kPanel * sizeof(float));
-    const Target to{w, rows, out, stride, add, reinterpret_cast<float*>(memory + tiles_bytes)};
+    const Target to{w, rows, out, reinterpret_cast<float*>(memory + tiles_bytes)};
     if (w.kind == kBF16)
         multiply_kind<false>(to, first_panel, last_panel, memory);
     else

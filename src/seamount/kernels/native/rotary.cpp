@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "matrix.h"
+#include "replay.h"
 
 namespace seamount {
 namespace {
@@ -52,6 +53,7 @@ SEAMOUNT_API void seamount_rotary_write(float* qkv, int64_t stride, int64_t num_
         functions->store_head(head, num_kv_heads * width, kind, values, slots[t] * value_stride);
     });
 }
+SEAMOUNT_STEP(seamount_rotary_write)
 
 // Latent attention: of `kv [T, R + Dr]`, normalises the latent in place and rotates the shared key on their way to the
 // cache [slots, R + Dr]; and rotates the last Dr of each head of `q [T, H, Dn + Dr]` to the last Dr of `absorbed
@@ -76,3 +78,4 @@ SEAMOUNT_API void seamount_latent_write(float* kv, int64_t kv_stride, int64_t nu
                    absorbed + t * absorbed_stride + h * (rank + rope_width) + rank);
     });
 }
+SEAMOUNT_STEP(seamount_latent_write)

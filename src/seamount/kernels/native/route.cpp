@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #define SEAMOUNT_TARGET plain
+#include "replay.h"
 #include "vector.h"
 
 namespace seamount {
@@ -114,3 +115,4 @@ SEAMOUNT_API void seamount_route(const float* logits, int64_t stride, int64_t nu
             route_token(logits + t * stride, route, scratch, weights + t * num_chosen, ids + t * num_chosen);
     });
 }
+SEAMOUNT_STEP(seamount_route)

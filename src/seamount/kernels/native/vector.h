@@ -15,6 +15,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef uint16_t u16x32 __attribute__((vector_size(64)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 
@@ -72,6 +73,15 @@ inline f32x16 mul_add(f32x16 a, f32x16 b, f32x16 c) {
 
 // Nearest integer, ties to even, for |x| < 2^22.
 inline f32x16 nearest(f32x16 x) { return (x + 12582912.0f) - 12582912.0f; }
+
+// Rounded to the nearest integer, ties to even; |x| <= 127, or not a number, which gives any.
+inline i8x16 to_int8(f32x16 x) {
+#if defined(__AVX512F__)
+    return (i8x16)_mm512_cvtepi32_epi8(_mm512_cvtps_epi32((__m512)x));
+#else
+    return __builtin_convertvector(__builtin_convertvector(nearest(x), i32x16), i8x16);
+#endif
+}
 
 // Two bfloat16 columns that lie side by side in each 32-bit lane.
 inline f32x16 even_bf16(u32x16 pairs) { return (f32x16)(pairs << 16); }
