@@ -20,6 +20,8 @@ constexpr int64_t kBlockRows = 512;
 // Few rows: int4 tiles are unpacked so many before they are multiplied.
 constexpr int64_t kAhead = 4;
 constexpr int64_t kFewRows = 64;
+// How far ahead weights are fetched when few rows wait for them.
+constexpr int64_t kAheadBytes = 2048;
 constexpr int64_t kVectorRows = 4;
 
 struct alignas(64) TileConfig {
@@ -159,11 +161,11 @@ class Drain {
             _tile_dpbf16ps(sums, a, b); \
     } while (0)
 
-// Adds `count` tiles of products of one or two row tiles and one or two panels to the sums; drains the block before,
-// and fetches `ahead_bytes` per tile from `ahead` on.
-template <bool kInt, bool kTwoRows, bool kTwoPanels>
+// Adds `count` tiles of products of one or two row tiles and one or two panels to the sums; drains the block before, and
+// lets `fetch(t)` ask for what will be wanted later.
+template <bool kInt, bool kTwoRows, bool kTwoPanels, class Fetch>
 inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* b0, const uint8_t* b1, int64_t count,
-                           const uint8_t* ahead, int64_t ahead_bytes, Drain<kInt>& drain, int share) {
+                           const Fetch& fetch, Drain<kInt>& drain, int share) {
     for (int64_t t = 0; t < count; t++) {
         const int64_t at = t * kTileBytes;
         _tile_loadd(6, b0 + at, 64);
@@ -178,7 +180,7 @@ inline void multiply_tiles(const uint8_t* a0, const uint8_t* a1, const uint8_t* 
             MULTIPLY_TILE(2, 5, 6);
             if constexpr (kTwoPanels) MULTIPLY_TILE(3, 5, 7);
         }
-        for (int64_t i = 0; i < ahead_bytes; i += 64) _mm_prefetch(ahead + t * ahead_bytes + i, _MM_HINT_T1);
+        fetch(t);
         drain.some(share);
     }
 }
@@ -208,14 +210,14 @@ struct Weights {
 };
 
 // One chunk, rows `row` to `row + 32`; weights as they are stored, or unpacked by the caller.
-template <bool kInt, bool kTwoRows, bool kTwoPanels>
+template <bool kInt, bool kTwoRows, bool kTwoPanels, class Fetch>
 void block(const Target& to, Drain<kInt>& drain, int64_t row, int64_t panel, int64_t chunk, const uint8_t* b0,
-           const uint8_t* b1, const uint8_t* ahead, int64_t ahead_bytes) {
+           const uint8_t* b1, const Fetch& fetch) {
     const int64_t tiles = num_tiles(to.w), first = chunk * kChunkTiles;
     const int64_t count = std::min(kChunkTiles, tiles - first);
     auto* a0 = static_cast<const uint8_t*>(to.rows.data) + (row / 16 * tiles + first) * kTileBytes;
     zero_sums();
-    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, ahead, ahead_bytes, drain,
+    multiply_tiles<kInt, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, b0, b1, count, fetch, drain,
                                                  int((drain.left() + count - 1) / count));
     store_sums<kInt, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
@@ -231,7 +233,7 @@ void block_int4(const Target& to, Drain<true>& drain, int64_t row, int64_t panel
     const auto unpack = [&](int64_t t) {
         for (int p = 0; p < (kTwoPanels ? 2 : 1); p++) {
             const uint8_t* packed = from.tiles[p] + t * (kTileBytes / 2);
-            for (int line = 0; line < 8; line++) _mm_prefetch(packed + 2048 + line * 64, _MM_HINT_T1);
+            for (int line = 0; line < 8; line++) _mm_prefetch(packed + kAheadBytes + line * 64, _MM_HINT_T1);
             unpack_int4(packed, from.groups[p], t, to.w.group, place(t, p));
         }
     };
@@ -241,8 +243,8 @@ void block_int4(const Target& to, Drain<true>& drain, int64_t row, int64_t panel
     for (int64_t t = first; t < end; t++) {
         if (t + kAhead < end) unpack(t + kAhead);
         const uint8_t* a0 = a + t * kTileBytes;
-        multiply_tiles<true, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, place(t, 0), place(t, 1), 1, a0, 0,
-                                                   drain, 2);
+        multiply_tiles<true, kTwoRows, kTwoPanels>(a0, a0 + tiles * kTileBytes, place(t, 0), place(t, 1), 1,
+                                                   [](int64_t) {}, drain, 2);
     }
     store_sums<true, kTwoRows, kTwoPanels>(drain, row, panel, chunk);
 }
@@ -268,8 +270,14 @@ void few_rows(const Target& to, Drain<kInt>& drain, int64_t panel, uint8_t* unpa
                     continue;
                 }
             }
-            two ? block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, b0 + 2048, kTileBytes)
-                : block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, b0 + 2048, kTileBytes);
+            const auto fetch = [&](int64_t t) {
+                for (int64_t i = 0; i < kTileBytes; i += 64) {
+                    _mm_prefetch(b0 + kAheadBytes + t * kTileBytes + i, _MM_HINT_T1);
+                    _mm_prefetch(b1 + kAheadBytes + t * kTileBytes + i, _MM_HINT_T1);
+                }
+            };
+            two ? block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, fetch)
+                : block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b0, b1, fetch);
         }
     }
 }
@@ -292,17 +300,21 @@ void many_rows(const Target& to, Drain<kInt>& drain, int64_t first_row, int64_t 
                 unpack_int4(b[p] + t * stored_tile, groups, first + t, w.group, to_tiles + t * kTileBytes);
             b[p] = to_tiles;
         }
-    // The next two panels lie apart: half of the blocks of rows fetch the first of them, half the second.
-    const int64_t blocks = (last_row - first_row + 31) / 32, half = std::max<int64_t>(1, blocks / 2);
-    const int64_t share = round_up((count * stored_tile + half * count - 1) / (half * count), 64);
+    const int64_t blocks = (last_row - first_row + 31) / 32, share = round_up((stored_tile + blocks - 1) / blocks, 64);
     for (int64_t i = 0; i < blocks; i++) {
-        const int64_t row = first_row + i * 32, at = i % half * count * share;
-        const uint8_t* ahead = begin + (i < half ? 2 : 3) * bytes + at;
-        const int64_t ahead_bytes = more && at < count * stored_tile ? share : 0;
+        const int64_t row = first_row + i * 32, at = i * count * share;
+        const uint8_t* next = begin + 2 * bytes + at;
+        const int64_t fetched = more && at < count * stored_tile ? share : 0;
+        const auto fetch = [&](int64_t t) {
+            for (int64_t b = t * fetched; b < (t + 1) * fetched; b += 64) {
+                _mm_prefetch(next + b, _MM_HINT_T1);
+                _mm_prefetch(next + bytes + b, _MM_HINT_T1);
+            }
+        };
         if (row + 16 < last_row)
-            block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], ahead, ahead_bytes);
+            block<kInt, true, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], fetch);
         else
-            block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], ahead, ahead_bytes);
+            block<kInt, false, kTwoPanels>(to, drain, row, panel, chunk, b[0], b[1], fetch);
     }
 }
 
