@@ -65,9 +65,10 @@ class EngineConfig(BaseModel):
     max_waiting: int = Field(512, ge=1, description="Sequences that may wait; beyond it new ones get queue_full.")
     enable_prefix_cache: bool = Field(True, description="Reuse the cache of equal prompt prefixes.")
     speculation: SpeculationName = Field(
-        "auto",
-        description="Guess a token ahead with the checkpoint's multi-token-prediction block, where it has one. auto: "
-        "while it makes decoding faster; mtp: always; off: never. The output is the same.",
+        "off",
+        description="Guess a token ahead with the checkpoint's multi-token-prediction block, where it has one. off: "
+        "never, and the block is not loaded (on CPUs measured so far it does not pay); auto: at the loads where "
+        "guessing is faster than only keeping the block's cache up to date; mtp: always. The output is the same.",
     )
     num_threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads. None: the physical cores this process may use."

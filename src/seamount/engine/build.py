@@ -115,5 +115,7 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
 
 
 def guesses(config: EngineConfig, *, compiled: bool) -> bool:
-    """Whether the MTP block is used. Unasked only in the compiled kernels, in which a guess cannot change a bit."""
+    """Whether the MTP block is used: where it decides for itself, only in the compiled kernels, in which a guess cannot
+    change a bit.
+    """
     return config.speculation == "mtp" or (config.speculation == "auto" and compiled)

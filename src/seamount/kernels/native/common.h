@@ -39,6 +39,11 @@ inline uint16_t to_bf16(float value) {
 // Memory that grows and is kept; aligned to pages. One owner, no copies.
 class Scratch {
    public:
+    Scratch() = default;
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    ~Scratch() { std::free(data_); }
+
     void* get(size_t bytes) {
         if (bytes > size_) {
             std::free(data_);

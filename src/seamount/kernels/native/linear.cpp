@@ -17,7 +17,8 @@ int64_t panels_per_task(int64_t panels, int64_t rows) {
 }  // namespace
 
 Workspace& workspace() {
-    static Workspace shared;
+    // Never freed: another thread may compute while the process ends.
+    static Workspace& shared = *new Workspace;
     return shared;
 }
 

@@ -21,8 +21,9 @@
 namespace seamount {
 namespace {
 
-// About 50 microseconds: longer than the gap between two operations of a step, shorter than anyone would notice.
-constexpr int kSpins = 1000;
+// About 200 microseconds: longer than the gap between two operations of a step, whose Python runs from cold caches;
+// shorter than anyone would notice.
+constexpr int kSpins = 4000;
 
 struct Job {
     Body body = nullptr;

@@ -15,9 +15,21 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef uint16_t u16x32 __attribute__((vector_size(64)));
+typedef int16_t i16x32 __attribute__((vector_size(64)));
 typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
+
+// As wide as the chip's registers: of wider vectors GCC compares one lane at a time, and sums of them lie in memory.
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+constexpr int kRegisters = 64 / kRegisterBytes;
+typedef float Register __attribute__((vector_size(kRegisterBytes), may_alias));
+typedef int16_t ShortRegister __attribute__((vector_size(kRegisterBytes), may_alias));
 
 template <class V>
 inline V load(const void* from) {
@@ -29,7 +41,8 @@ template <class V>
 inline void store(void* to, V value) {
     std::memcpy(to, &value, sizeof(V));
 }
-inline f32x16 splat(float value) { return f32x16{} + value; }
+// By subtraction, which leaves minus zero as it is: so the compiler sees that nothing needs to be computed.
+inline f32x16 splat(float value) { return value - f32x16{}; }
 
 // The first `count` of sixteen floats, zeros behind them.
 inline f32x16 load_part(const float* from, int count) {
@@ -40,7 +53,19 @@ inline f32x16 load_part(const float* from, int count) {
 inline void store_part(float* to, f32x16 value, int count) { std::memcpy(to, &value, size_t(count) * sizeof(float)); }
 
 inline f32x16 absolute(f32x16 x) { return (f32x16)((u32x16)x & 0x7fffffffu); }
-inline f32x16 larger(f32x16 a, f32x16 b) { return a > b ? a : b; }
+
+// a > b ? a : b in each lane: b where one is NaN.
+template <class R, class V>
+inline V larger_by_register(V a, V b) {
+    R x[kRegisters], y[kRegisters];
+    std::memcpy(x, &a, sizeof x);
+    std::memcpy(y, &b, sizeof y);
+    for (int r = 0; r < kRegisters; r++) x[r] = x[r] > y[r] ? x[r] : y[r];
+    std::memcpy(&a, x, sizeof x);
+    return a;
+}
+inline f32x16 larger(f32x16 a, f32x16 b) { return larger_by_register<Register>(a, b); }
+inline i16x32 larger(i16x32 a, i16x32 b) { return larger_by_register<ShortRegister>(a, b); }
 
 // Horizontal reductions in a fixed order.
 inline float sum(f32x16 x) {
@@ -55,20 +80,23 @@ inline float largest(f32x16 x) {
 }
 
 // a * b + c, rounded once where the chip can.
-inline f32x16 mul_add(f32x16 a, f32x16 b, f32x16 c) {
+inline Register mul_add_register(Register a, Register b, Register c) {
 #if defined(__AVX512F__)
-    return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    return (Register)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-    __m256 x[2], y[2], z[2];
-    std::memcpy(x, &a, 64);
-    std::memcpy(y, &b, 64);
-    std::memcpy(z, &c, 64);
-    for (int i = 0; i < 2; i++) z[i] = _mm256_fmadd_ps(x[i], y[i], z[i]);
-    std::memcpy(&c, z, 64);
-    return c;
+    return (Register)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
 #else
     return a * b + c;
 #endif
+}
+inline f32x16 mul_add(f32x16 a, f32x16 b, f32x16 c) {
+    Register x[kRegisters], y[kRegisters], z[kRegisters];
+    std::memcpy(x, &a, sizeof x);
+    std::memcpy(y, &b, sizeof y);
+    std::memcpy(z, &c, sizeof z);
+    for (int r = 0; r < kRegisters; r++) z[r] = mul_add_register(x[r], y[r], z[r]);
+    std::memcpy(&c, z, sizeof z);
+    return c;
 }
 
 // Nearest integer, ties to even, for |x| < 2^22.
@@ -98,8 +126,8 @@ inline u16x16 to_bf16(f32x16 x) {
 
 // e^x to about one unit in the last place: 2^n times a polynomial on [-ln2/2, ln2/2]. NaN stays NaN.
 inline f32x16 exponential(f32x16 x) {
-    x = x < -87.0f ? splat(-87.0f) : x;
-    x = x > 88.0f ? splat(88.0f) : x;
+    x = larger(splat(-87.0f), x);
+    x = -larger(splat(-88.0f), -x);
     const f32x16 n = nearest(x * 1.44269504088896341f);
     const f32x16 r = mul_add(n, splat(-1.42860682030941723e-6f), mul_add(n, splat(-0.693145751953125f), x));
     f32x16 p = splat(1.9875691500e-4f);
