@@ -89,10 +89,7 @@ def summarize(records: list[Record], shapes: list[Shape]) -> Record:
     last: dict[str, Record] = {record["kind"]: record for record in records}
     ceilings = [record for record in records if record["kind"] == "ceiling"]
     versions = {record["environment"]: record["versions"] for record in records if record["kind"] == "versions"}
-    ceiling = {
-        unit: statistics.median([c[unit] for c in ceilings]) if ceilings else 0.0
-        for unit in ("read_bytes_per_s", "bf16_flops")
-    }
+    ceiling = {unit: max(c[unit] for c in ceilings) if ceilings else 0.0 for unit in ("read_bytes_per_s", "bf16_flops")}
     result: Record = {
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": {k: v for k, v in last.get("machine", {}).items() if k not in ("kind", "at")},
