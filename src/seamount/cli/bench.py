@@ -30,6 +30,7 @@ EXAMPLES = """  seamount bench engine seamount-tiny
   seamount bench engine /models/folder --rounds 5 --json"""
 
 _INTERRUPTED = 130
+_NOTHING_MEASURED = 1
 _PIPE_WIDTH = 120
 _LEGEND = """
 Medians of the rounds; prefill counts cached tokens too. Of the ceiling: prefill against the matrix rate; decode against
@@ -82,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
         print(report.to_json())
     else:
         _print_table(report)
-    return _INTERRUPTED if report.interrupted else 0
+    if report.interrupted:
+        return _INTERRUPTED
+    return 0 if any(row.num_rounds for row in report.rows) else _NOTHING_MEASURED
 
 
 class _Progress:
@@ -241,10 +244,9 @@ def _three(value: float) -> str:
 
 
 def _number(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

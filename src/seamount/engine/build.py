@@ -64,6 +64,9 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     plan = plan_memory(model_config, config, dtype, planned_bytes(load_plan, precision), available_bytes(device))
 
     if on_progress is not None:
+        if device.type == "cpu" and not compiled:
+            slower = "several times slower than compiled kernels, and equal bytes are not promised"
+            on_progress(f"kernels: {kernels.describe(device)}; {slower}", 0, 0)
         on_progress(str(plan), 0, 0)
 
     def loading(done: int, total: int) -> None:

@@ -8,6 +8,7 @@ compiler, `library()` is None, `why_missing()` says why, and callers use plain t
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import hashlib
@@ -78,8 +79,7 @@ def _open() -> ctypes.CDLL | str:
         return "no C++ compiler was found (Debian: apt install g++)"
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-        path = cache_folder() / "kernels" / f"seamount-{_digest(version)}.so"
-        found = _load(compiler, path)
+        found = _load(compiler, _place(f"seamount-{_digest(version)}.so"))
     except (OSError, subprocess.CalledProcessError) as cause:
         detail = getattr(cause, "stderr", "") or str(cause)
         return f"the kernels could not be built or loaded: {detail.strip().splitlines()[0][:300] if detail else cause}"
@@ -87,8 +87,36 @@ def _open() -> ctypes.CDLL | str:
     return found
 
 
+def _place(name: str) -> Path:
+    """Where the library is or will be: in the user's cache; where nothing can be written there, a folder of this run."""
+    folder = cache_folder() / "kernels"
+    if _is_whole(folder / name):
+        return folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder / name
+    except OSError as cause:
+        _say(f"{folder} cannot be written ({cause.strerror}): the kernels are compiled for this run only.")
+        own = Path(tempfile.mkdtemp(prefix="seamount-kernels-"))
+        atexit.register(shutil.rmtree, own, ignore_errors=True)
+        return own / name
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is the one that was built: loading a damaged one would end the process without a word."""
+    try:
+        return _sum_of(path).read_text("ascii") == hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return False
+
+
+def _sum_of(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
 def _load(compiler: str, path: Path) -> ctypes.CDLL:
-    if not path.exists():
+    if not _is_whole(path):
         _build(compiler, path)
     with suppress(OSError):  # the folder may be read-only, or another process has just removed the file
         os.utime(path)  # `_tidy` goes by the time of last use
@@ -133,7 +161,10 @@ def _build(compiler: str, path: Path) -> None:
         _say("")
         linked = Path(work) / "linked.so"
         _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
+        digest = hashlib.sha256(linked.read_bytes()).hexdigest()
         os.replace(linked, path)
+        linked.write_text(digest, "ascii")
+        os.replace(linked, _sum_of(path))
 
 
 @contextmanager
@@ -161,6 +192,7 @@ def _tidy(folder: Path) -> None:
     libraries = sorted(folder.glob("seamount-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in libraries[_NUM_KEPT:]:
         path.unlink(missing_ok=True)
+        _sum_of(path).unlink(missing_ok=True)
     for work in folder.glob(f"{_WORK_PREFIX}*"):
         shutil.rmtree(work, ignore_errors=True)
 

@@ -112,7 +112,7 @@ def choose_precision(
         reason = "the device is not a CPU" if device.type != "cpu" else kernels.why_missing()
         raise ConfigError(
             f"quantization {quantization} needs the compiled CPU kernels, and {reason}.",
-            hint="Install g++, or use quantization none.",
+            hint="Mend that, or use quantization none.",
         )
     return Precision(dtype)
 

@@ -38,7 +38,7 @@ from .compression_plan import (
     output_bytes,
     peak_bytes,
 )
-from .compression_work import Mark, WorkFolder, bytes_on_disk, check_output, job_digest, partial_of
+from .compression_work import Mark, WorkFolder, bytes_on_disk, check_output, job_digest, partial_of, sha256
 
 _EMBEDDING = "model.embed_tokens.weight"
 _STRIP_ROWS = 4096
@@ -210,6 +210,7 @@ class _Run:
         """Do all that is left to do."""
         num_layers = self._source.num_layers
         total = sum(self._units)
+        work.check_shards()
         if not work.is_complete():
             for index in range(len(work.marks()), num_layers):
                 done = sum(self._units[:index])
@@ -243,7 +244,8 @@ class _Run:
             result = quantizer.run(flow)
         if flow is not None:
             flow.leaving.flush()
-        work.mark(index, Mark(result.relative_error, result.num_plain_experts, time.monotonic() - started))
+        taken = time.monotonic() - started
+        work.mark(index, Mark(result.relative_error, result.num_plain_experts, taken, sha256(work.shard(index))))
 
     def _flow(self, work: WorkFolder, index: int) -> Flow:
         """The activations of a layer; an MTP block of depth k sees each sequence without its last k tokens."""

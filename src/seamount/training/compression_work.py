@@ -49,11 +49,13 @@ class Mark:
     Attributes:
         relative_error, num_plain_experts: see `LayerResult`.
         seconds: that it took.
+        sha256: of its shard.
     """
 
     relative_error: float | None
     num_plain_experts: int
     seconds: float
+    sha256: str
 
 
 def job_digest(source: Source, arguments: Mapping[str, object], calibration: Path | None) -> str:
@@ -131,6 +133,20 @@ class WorkFolder:
             found.append(Mark(**_read_json(path)))
         return found
 
+    def check_shards(self) -> None:
+        """Compare the shards of the layers that are done with their marks.
+
+        Raises:
+            ConfigError: one is not what was written there.
+        """
+        for index, mark in enumerate(self.marks()):
+            shard = self.shard(index)
+            if not shard.exists() or sha256(shard) != mark.sha256:
+                raise ConfigError(
+                    f"{shard} is not what was written there: it is damaged, or was changed.",
+                    hint=f"Remove {self.folder} to begin anew.",
+                )
+
     def mark(self, index: int, mark: Mark) -> None:
         """Note that a layer is done, and drop the activations that only it needed."""
         write_whole(self._work / f"layer-{index}.json", json.dumps(dataclasses.asdict(mark)).encode())
@@ -173,6 +189,12 @@ class WorkFolder:
         """Let a complete folder take its name; stopped at any point, it can be called again."""
         shutil.rmtree(self._work)
         os.replace(self.folder, self.output)
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def partial_of(output: Path) -> Path:

@@ -129,7 +129,7 @@ def test_two_processes_build_at_once_and_a_third_finds_what_they_built(tmp_path:
         assert " of " in process.stderr.read()
         assert finish(process)[0].splitlines()[1].strip() == "why"
     (built,) = libraries(tmp_path)
-    assert [entry.name for entry in built.parent.iterdir()] == [built.name]
+    assert {entry.name for entry in built.parent.iterdir()} == {built.name, f"{built.stem}.sha256"}
     out, err = finish(start(REPORT, path))
     assert err == ""
     assert out.splitlines()[1].strip() == "why"
@@ -150,7 +150,7 @@ def test_a_build_leaves_the_libraries_used_last_and_nothing_of_interrupted_build
     assert finish(start(REPORT, path, version="1"))[1] == ""  # used again: no longer the one that was used least
     finish(start(REPORT, path, version="2"))
     (second,) = {built for built in libraries(tmp_path) if len(built.stem) == len(first.stem)} - {first}
-    left = {entry.name for entry in first.parent.iterdir()}
+    left = {entry.name for entry in first.parent.iterdir() if entry.suffix != ".sha256"}
     assert left == {first.name, second.name, "seamount-new.so", "seamount-older.so"}
 
 
@@ -169,6 +169,18 @@ ctypes.CDLL.__init__ = remove_and_load
 """
     assert finish(start(vanish + REPORT, path))[0].splitlines()[1].strip() == "why"
     assert len(libraries(tmp_path)) == 1
+
+
+@pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
+def test_a_damaged_library_is_built_again(tmp_path: Path, start: Start) -> None:
+    path = quick_compiler(tmp_path)
+    finish(start(REPORT, path))
+    (built,) = libraries(tmp_path)
+    whole = built.read_bytes()
+    built.write_bytes(whole[:1000])
+    assert "Compiling" in finish(start(REPORT, path))[1]
+    assert built.read_bytes() == whole
+    assert finish(start(REPORT, path))[1] == ""
 
 
 def test_without_a_compiler_plain_torch_computes(tmp_path: Path, start: Start, small_checkpoint: Path) -> None:
@@ -200,7 +212,9 @@ def test_a_broken_compiler_is_named_and_plain_torch_computes(
 
 
 @pytest.mark.skipif(kernels.library() is None, reason="there is no C++ compiler")
-def test_a_cache_folder_that_cannot_be_made_is_no_failure(tmp_path: Path, start: Start) -> None:
+def test_without_a_cache_folder_the_kernels_are_built_for_the_run(tmp_path: Path, start: Start) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    out, _ = finish(start(REPORT, compiler(tmp_path, "exit")))
-    assert "could not be built" in out
+    out, err = finish(start(REPORT, quick_compiler(tmp_path)))
+    assert out.splitlines()[1].strip() == "why"
+    assert "cannot be written" in err
+    assert "for this run only" in err
