@@ -88,7 +88,7 @@ def _open() -> ctypes.CDLL | str:
 
 
 def _place(name: str) -> Path:
-    """Where the library is or will be: in the user's cache, or, if nothing can be written there, in one for this run."""
+    """Where the library is or will be: in the user's cache, or in a folder for this run if that takes no files."""
     folder = cache_folder() / "kernels"
     if _is_whole(folder / name):
         return folder / name
