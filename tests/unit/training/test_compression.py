@@ -242,12 +242,8 @@ def test_scaling_alone_changes_no_layer(
             self.writer._left.discard(entry.name)
 
     monkeypatch.setattr("seamount.training.compression_rounder.Rounder.round", keep)
-
-    def close(self: Any, *_: object) -> None:
-        self._file.close()
-        self._partial.rename(self._path)
-
-    monkeypatch.setattr(ShardWriter, "__exit__", close)
+    end = ShardWriter.__exit__
+    monkeypatch.setattr(ShardWriter, "__exit__", lambda self, *_: (self._left.clear(), end(self, None, None, None))[1])
     folder = write(FAMILIES[family])
     report = quantize_without_finishing(job(folder, texts), monkeypatch)
     assert all(error < 2e-5 for error in report)
@@ -312,25 +308,6 @@ def test_a_stopped_job_goes_on_and_ends_in_the_same_bytes(write: Write, name: st
     assert begun == sorted(begun)
     assert contents(output) == contents(folder.with_name("whole"))
     assert not output.with_name("quantized.partial").exists()
-
-
-def test_a_shard_that_was_damaged_meanwhile_is_refused(write: Write, texts: Path) -> None:
-    folder = write(FAMILIES["qwen2"])
-
-    def stop(layer: int, num_layers: int, share: float) -> None:
-        if layer == 1:
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        quantize(job(folder, texts), progress=stop)
-    (shard,) = folder.with_name("quantized.partial").glob("model-00001-*.safetensors")
-    content = bytearray(shard.read_bytes())
-    content[-1] ^= 1
-    shard.write_bytes(content)
-    with pytest.raises(ConfigError, match="is damaged") as refused:
-        quantize(job(folder, texts))
-    assert "Remove" in (refused.value.hint or "")
-    assert not folder.with_name("quantized").exists()
 
 
 @pytest.mark.parametrize("step", ["describe", "rmtree", "replace"])
