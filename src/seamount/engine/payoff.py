@@ -6,6 +6,9 @@ of step are timed, for every doubling of the number of sequences apart. Of each 
 the next `_TRIAL` do not, and the rest do what gave more tokens per second: `1 + acceptance` tokens per sequence in the
 median time of one kind, or 1 in that of the other. So 1.6 % of all steps are spent on the worse kind.
 
+A step that does not guess still writes the block's cache, so that guessing can begin again: what is compared with is
+therefore slower than a decode step without the block (docs/log.md has numbers).
+
 Acceptance is counted over the last guesses of all loads, since it depends on the text and not on the load.
 """
 

@@ -2,8 +2,9 @@
 
 There is no prebuilt binary: the sources are part of the package, and the compiler of this machine makes the library
 within seconds. Its file name is a digest of the sources, flags and compiler, so an update builds anew and nothing
-stale is ever loaded; the libraries used last are kept, since several versions may share the folder. Where there is no
-compiler, `library()` is None, `why_missing()` says why, and callers use plain torch. Knows nothing of tensors.
+stale is ever loaded; its digest lies beside it, so nothing damaged is either. The libraries used last are kept, since
+several versions may share the folder. Where there is no compiler, `library()` is None, `why_missing()` says why, and
+callers use plain torch. Knows nothing of tensors.
 """
 
 from __future__ import annotations

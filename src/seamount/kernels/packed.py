@@ -266,6 +266,7 @@ class PackedStack:
     def __init__(self, matrices: Sequence[PackedMatrix]) -> None:
         self.matrices = tuple(matrices)
         self.structs = (_Matrix * len(matrices))(*(m.struct for m in matrices))
+        # A recorded step keeps the array only, and the array what it points to.
         self.structs.memory = self.matrices  # type: ignore[attr-defined]
         self.num_bytes = sum(m.num_bytes for m in matrices)
         self._functions = functions()
