@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import seamount
-from seamount.core.settings import EngineConfig, ServerConfig
+from seamount.core.settings import ClientConfig, EngineConfig, ServerConfig
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "seamount"
@@ -78,8 +78,8 @@ def test_importing_the_package_or_its_language_loads_no_torch() -> None:
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0, name
 
 
-@pytest.mark.parametrize("config", [EngineConfig, ServerConfig])
-def test_every_setting_is_documented(config: type[EngineConfig | ServerConfig]) -> None:
+@pytest.mark.parametrize("config", [EngineConfig, ServerConfig, ClientConfig])
+def test_every_setting_is_documented(config: type[EngineConfig | ServerConfig | ClientConfig]) -> None:
     assert [name for name, setting in config.model_fields.items() if len(setting.description or "") < 20] == []
 
 

@@ -1,7 +1,8 @@
 """A real Chromium against the real server, whose engine plays what each test writes on a stage.
 
 Fixtures: `stage` (what the server answers, and what it was asked), `base_url`, `page` (opened and ready), `open_page`
-(further pages and sizes). Afterwards a test fails when its pages logged an error or asked for anything elsewhere.
+(further pages and sizes), `serve_stage` (servers that ask for keys). Afterwards a test fails when its pages logged an
+error or asked for anything elsewhere.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import socket
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,9 +137,21 @@ def stage() -> Stage:
 
 
 @pytest.fixture
-def base_url(stage: Stage) -> Iterator[str]:
-    """The address of a server that plays `stage`."""
-    app = create_app(StagedEngine(stage), ByteEncoder(), ServerConfig(served_model_name=MODEL))
+def base_url(stage: Stage, serve_stage: Callable[..., str]) -> str:
+    """The address of a server that plays `stage` and asks for no key."""
+    return serve_stage()
+
+
+@pytest.fixture
+def serve_stage(stage: Stage) -> Iterator[Callable[..., str]]:
+    """A function that serves `stage`, with what `create_app` takes beside, and returns the address."""
+    with ExitStack() as stack:
+        yield lambda **parts: stack.enter_context(_serving(stage, **parts))
+
+
+@contextmanager
+def _serving(stage: Stage, **parts: Any) -> Iterator[str]:
+    app = create_app(StagedEngine(stage), ByteEncoder(), ServerConfig(served_model_name=MODEL), **parts)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(_recording(app, stage), log_level="critical", lifespan="on"))

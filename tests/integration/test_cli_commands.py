@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 
-from seamount.cli import serve as serve_command
 from seamount.cli.main import main
 from seamount.engine.fake import FakeEngine, say
 
@@ -241,14 +240,3 @@ def test_ctrl_c_stops_the_server_without_a_traceback(server: tuple[subprocess.Po
 def test_a_missing_model_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--port", "0", "/no/such/folder"]) == 2
     assert "error: There is no model or folder named /no/such/folder.\nhint: " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True)])
-def test_an_open_address_is_warned_of(
-    host: str, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(serve_command.wire, "make_app", lambda settings, progress: None)
-    monkeypatch.setattr("seamount.server.listener.bind", lambda config: socket.socket())
-    monkeypatch.setattr("seamount.server.serve.run_server", lambda app, config, on_ready, listener: None)
-    assert main(["serve", "--host", host]) == 0
-    assert ("there is no sign-in" in capsys.readouterr().err) is warned

@@ -30,7 +30,7 @@ async def test_events_are_data_lines_with_an_end(serve):
 
 
 async def test_silence_is_filled_with_comments(serve, monkeypatch):
-    monkeypatch.setattr(streaming.EventStream.__init__, "__kwdefaults__", {"keep_alive_s": 0.01})
+    monkeypatch.setitem(streaming.EventStream.__init__.__kwdefaults__, "keep_alive_s", 0.01)
     release = asyncio.Event()
     running = await serve(FakeEngine(say("ok"), pause=release.wait))
     async with (
@@ -45,7 +45,7 @@ async def test_silence_is_filled_with_comments(serve, monkeypatch):
 
 
 async def test_a_failure_after_silence_is_told_in_the_stream(serve, monkeypatch):
-    monkeypatch.setattr(streaming.EventStream.__init__, "__kwdefaults__", {"keep_alive_s": 0.01})
+    monkeypatch.setitem(streaming.EventStream.__init__.__kwdefaults__, "keep_alive_s", 0.01)
     release = asyncio.Event()
     running = await serve(FakeEngine(say("ok"), pause=release.wait, fail_after_tokens=0))
     async with (

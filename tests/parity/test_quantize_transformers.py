@@ -21,7 +21,7 @@ def test_log_probabilities_are_the_same_but_for_rounded_activations(
     write_checkpoint: Callable[..., tuple[Path, Any]], tmp_path: Path
 ) -> None:
     source, _ = write_checkpoint(Qwen2Config(**DENSE, tie_word_embeddings=False))
-    folder = tmp_path / "int8"
+    folder = tmp_path.with_name(f"{tmp_path.name}-int8")
     quantize(Job(folder=source, output=folder, method="rtn", bits=8))
     other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     llm = LLM(str(folder), dtype="float32", device="cpu", num_threads=1, max_model_len=64)

@@ -7,6 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from seamount.core.sizes import size_text
+
 from . import flags
 from .progress import LoadingProgress
 from .screen import harmless
@@ -144,7 +146,8 @@ def _head(benchmark: EngineBenchmark) -> str:
         "Threads": f"{machine.num_threads} of {machine.num_cores} core(s)",
         "CPU features": " ".join(machine.instruction_sets) or "unknown",
         "Kernels": machine.kernels,
-        "Memory": f"{_gb(facts.weight_bytes)} of weights, {cache}; the machine has {_gb(machine.memory_bytes)}",
+        "Memory": f"{size_text(facts.weight_bytes)} of weights, {cache}; the machine has "
+        f"{size_text(machine.memory_bytes)}",
         "Versions": f"seamount {machine.seamount_version}, torch {machine.torch_version}, "
         f"Python {machine.python_version}",
     }
@@ -198,7 +201,7 @@ def _table(report: Report) -> Table:
                 f"{_share(row.decode_share)} {(row.decode_bound or '')[:3]}".rstrip(),
                 "-" if row.first_token_p50_s is None else _seconds(row.first_token_p50_s),
                 _pair(row.inter_token_p50_s, row.inter_token_p95_s),
-                "-" if row.peak_memory_bytes is None else _gb(row.peak_memory_bytes),
+                "-" if row.peak_memory_bytes is None else size_text(row.peak_memory_bytes),
                 *([_share(row.acceptance)] if speculates else []),
             )
     return table
@@ -232,10 +235,6 @@ def _pair(low: float | None, high: float | None) -> str:
 
 def _seconds(value: float) -> str:
     return f"{_three(value)} s" if value >= 1 else f"{_three(value * 1e3)} ms"
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{_three(num_bytes / 1e9)} GB"
 
 
 def _three(value: float) -> str:

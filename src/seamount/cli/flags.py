@@ -56,12 +56,12 @@ def add_engine_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | N
     _add_settings(group, EngineConfig, names or tuple(name for name in EngineConfig.model_fields if name != "model"))
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every server setting."""
+def add_server_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
+    """Add a flag for these server settings; by default for all."""
     from seamount.core.settings import ServerConfig
 
     group = parser.add_argument_group("server settings", "SEAMOUNT_SERVER__NAME in the environment sets the same.")
-    _add_settings(group, ServerConfig, tuple(ServerConfig.model_fields))
+    _add_settings(group, ServerConfig, names or tuple(ServerConfig.model_fields))
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, names: tuple[str, ...] = tuple(_SAMPLING_HELP)) -> None:
@@ -96,6 +96,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     return load_settings(
         {name: given.get(name) for name in EngineConfig.model_fields},
         {name: given.get(name) for name in ServerConfig.model_fields},
+        command=given.get("command", "serve"),
     )
 
 

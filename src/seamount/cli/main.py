@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "serve": "start the server: chat page and OpenAI API",
+    "init": "make the first administrator's key: from then on, servers ask for keys",
+    "keys": "add, list and revoke API keys",
+    "cert": "make TLS certificates, for those who have no authority that does",
     "chat": "chat in the terminal",
     "generate": "continue a prompt and print the text",
     "inspect": "say what a checkpoint is, without loading its weights",
@@ -39,7 +42,11 @@ FAILED, WRONG, INTERRUPTED, READER_GONE = 1, 2, 130, 141
 # Of a write to a stream; an error with a file name is about something else.
 _OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
-_EXTRAS = {"fastapi": "serve", "uvicorn": "serve", "httpx": "serve", "prometheus_client": "serve", "yaml": "train"}
+_EXTRAS = {
+    **dict.fromkeys(("fastapi", "uvicorn", "httpx", "prometheus_client", "pg8000", "cryptography"), "serve"),
+    "yaml": "train",
+    "opentelemetry": "tracing",
+}
 
 
 class Command(Protocol):
@@ -128,6 +135,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     module.add_arguments(parser)
+    parser.set_defaults(command=name)  # for messages
     return parser
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
         num_samples=args.samples,
         sample_tokens=args.sample_tokens,
     )
+    # A job that is told to end says how it goes on, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with _Progress() as progress:
             report = quantize(job, on_start=_tell_costs, progress=progress)

@@ -6,13 +6,16 @@ Made by `cli.wire`, used by `cli.chat` through `cli.backends.ChatBackend`. Impor
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from seamount.core.errors import BackendError, ConfigError, RequestError, SeamountError
+from seamount.core.settings import ClientConfig
 
 from .backends import Piece, with_switch
 
@@ -26,18 +29,39 @@ class ServerBackend:
     Args:
         url: the API's base, such as http://127.0.0.1:8000/v1; without a path, /v1 is added.
         model: the model to ask for; None takes the first that the server lists.
+        config: the key to send, and the authority to trust.
 
     Raises:
+        ConfigError: the address or the authority's file cannot be used.
         BackendError: the server cannot be reached, or does not speak this API.
     """
 
-    def __init__(self, url: str, model: str | None = None, *, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        config: ClientConfig | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        config = config or ClientConfig()
         base = _base_url(url)
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)
         # trust_env=False: what is typed here goes to the named server, never through a proxy from the environment.
-        self._client = httpx.Client(base_url=base, timeout=timeout, trust_env=False, transport=transport)
+        self._client = httpx.Client(
+            base_url=base,
+            headers={"authorization": f"Bearer {config.api_key}"} if config.api_key else {},
+            verify=_trust(config.tls_ca),
+            timeout=timeout,
+            trust_env=False,
+            transport=transport,
+        )
         self._url = base
-        self.name = model or self._first_model()
+        try:
+            self.name = model or self._first_model()
+        except SeamountError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the connections."""
@@ -99,6 +123,13 @@ def _base_url(url: str) -> httpx.URL:
     return base.copy_with(path="/v1/" if base.path in ("", "/") else base.path.rstrip("/") + "/")
 
 
+def _trust(authority: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except OSError as cause:  # an SSLError is one
+        raise ConfigError(f"The authority {authority} cannot be read: {cause.strerror}.") from cause
+
+
 def _events(lines: Iterator[str]) -> Generator[dict[str, Any], None, None]:
     """Yield the JSON objects of a server-sent stream, until its end mark."""
     for line in lines:
@@ -145,6 +176,8 @@ def _refusal(response: httpx.Response) -> SeamountError:
     except ValueError:
         reported = None
     if reported is not None:
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            reported.hint = "Set SEAMOUNT_CLIENT__API_KEY to your key."
         return reported
     hint = _BASE_HINT if response.status_code == httpx.codes.NOT_FOUND else None
     return kind(f"{response.url} answered with status {response.status_code}.", hint=hint)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import logging
 import shlex
 import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from seamount.core.identity import is_loopback
 
 from . import flags, wire
 from .progress import LoadingProgress
 
+if TYPE_CHECKING:
+    from seamount.core.settings import ServerConfig
+
 DESCRIPTION = """Start the server: a chat page for the browser, and OpenAI's API for programs. Ctrl-C lets running
-answers end; a second one does not."""
+answers end; a second one does not. Until `seamount init` has made an administrator, only this machine is answered and
+no key is asked for; from then on every request needs one."""
 ARGUMENTS = "[MODEL] [FLAGS]"
 EXAMPLES = """  seamount serve
   seamount serve --port 18080 /models/folder
   seamount serve /models/folder --dtype bfloat16 --max-model-len 8192"""
 
 _QUESTION = "What can you do?"
+_log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,52 +40,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     settings = flags.settings_from(args)
-    from seamount.server.listener import bind
+    server = settings.server
+    from seamount.server import listener, tls
+    from seamount.server.logs import set_up_logging
 
-    _log_to_stderr()
-    if not is_loopback(settings.server.host):
-        print(
-            f"warning: bound to {settings.server.host}, and there is no sign-in: whoever reaches this port can use the "
-            "model. Bind to 127.0.0.1, or put a gateway in front that asks who it is.",
-            file=sys.stderr,
-        )
-    # Bound before anything is loaded, so that a taken port is told at once.
-    with bind(settings.server) as listener, LoadingProgress(settings.engine.model) as progress:
-        from seamount.server.serve import run_server
+    set_up_logging(server.log_format, server.log_level, sys.stderr)
+    tls.server_context(server)  # wrong files are told before anything is loaded
+    with closing(wire.open_state(server)) as state:
+        has_administrator = wire.has_administrator(state)
+        listener.check_exposure(server, has_administrator=has_administrator)
+        for line in notices(server, has_administrator=has_administrator):
+            if server.log_format == "json":
+                _log.warning("%s", line)
+            else:
+                print(line, file=sys.stderr)
+        # Bound before anything is loaded, so that a taken port is told at once.
+        with listener.bind(server) as bound, LoadingProgress(settings.engine.model) as progress:
+            from seamount.server.serve import run_server
 
-        app = wire.make_app(settings, progress)
+            app = wire.make_app(settings, progress, state)
 
-        def ready(base_url: str) -> None:
-            progress.close()
-            print(greeting(base_url, app.state.service.model_name()), flush=True)
+            def ready(base_url: str) -> None:
+                progress.close()
+                model = app.state.service.model_name()
+                rpc = app.state.grpc_address
+                print(greeting(base_url, model, asks_for_key=has_administrator, grpc_address=rpc), flush=True)
 
-        run_server(app, settings.server, ready, listener)
+            run_server(app, server, ready, bound)
     return 0
 
 
-def greeting(base_url: str, model: str) -> str:
+def notices(server: ServerConfig, *, has_administrator: bool) -> list[str]:
+    """Return what its operator must know of who can reach the server."""
+    if not has_administrator:
+        return [
+            "note: there is no administrator yet, so only this machine is answered and no key is asked for. "
+            "`seamount init` changes that."
+        ]
+    if server.tls_cert is None and not is_loopback(server.host):
+        return [
+            f"warning: bound to {server.host} without TLS: keys and conversations travel readable. Set --tls-cert and "
+            "--tls-key (`seamount cert` makes a pair), or put a gateway in front that speaks TLS."
+        ]
+    return []
+
+
+def greeting(base_url: str, model: str, *, asks_for_key: bool = False, grpc_address: str | None = None) -> str:
     """Return what is said when requests are taken: where to chat, the API's base, and a call that works when pasted."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}]}, ensure_ascii=False)
-    call = f"curl {base_url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    headers = "-H 'Content-Type: application/json'"
+    if asks_for_key:
+        headers += ' -H "Authorization: Bearer $KEY"'
+    rpc = f"\n  gRPC                 {grpc_address}" if grpc_address else ""
+    call = f"curl {base_url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
     return f"""
   {model} is ready.
 
   Chat in a browser    {base_url}/
-  API base             {base_url}/v1
+  API base             {base_url}/v1{rpc}
   One call             {call}
 
   Ctrl-C stops the server."""
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach the address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    for chatty in ("uvicorn", "httpx", "asyncio"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

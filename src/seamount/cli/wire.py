@@ -20,8 +20,10 @@ from .progress import LoadingProgress
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from seamount.core.settings import EngineConfig, Settings
+    from seamount.core.database import Database
+    from seamount.core.settings import EngineConfig, ServerConfig, Settings
     from seamount.engine.llm import LLM
+    from seamount.server.access import Access
 
     from .backends import ChatBackend
     from .screen import Screen
@@ -55,7 +57,7 @@ def open_backend(args: argparse.Namespace) -> Iterator[ChatBackend]:
             raise ConfigError(f"{flag} is for a model in this process; with --url the server's own settings hold.")
         from .remote import ServerBackend
 
-        with closing(ServerBackend(args.url, args.model)) as backend:
+        with closing(ServerBackend(args.url, args.model, flags.settings_from(args).client)) as backend:
             yield backend
     else:
         from .backends import LocalBackend
@@ -74,8 +76,29 @@ def open_screen(*, keep_history: bool, commands: tuple[str, ...]) -> Screen:
     return TerminalScreen(data_folder() / "chat_history" if keep_history else None, commands)
 
 
-def make_app(settings: Settings, progress: LoadingProgress) -> FastAPI:
+def open_state(server: ServerConfig) -> Database:
+    """Open the state database, made and migrated where need be. The caller closes it.
+
+    Raises:
+        SeamountError: it cannot be used.
+    """
+    from seamount.core.state import open_state
+
+    return open_state(server.database)
+
+
+def has_administrator(state: Database) -> bool:
+    """Say whether there has ever been one: then every request needs a key."""
+    from seamount.security.keys import ApiKeys
+
+    return ApiKeys(state).has_administrator()
+
+
+def make_app(settings: Settings, progress: LoadingProgress, state: Database) -> FastAPI:
     """Return the server's application over a worker process of its own; nothing runs yet.
+
+    Args:
+        state: from `open_state`; open for as long as the application runs.
 
     Raises:
         SeamountError: the folder, its tokenizer or its template cannot be used.
@@ -87,7 +110,20 @@ def make_app(settings: Settings, progress: LoadingProgress) -> FastAPI:
 
     encoder = PromptEncoder.from_folder(locate_model(settings.engine.model))
     engine = WorkerEngine(settings.engine, on_progress=progress)
-    return create_app(engine, encoder, settings.server)
+    return create_app(engine, encoder, settings.server, make_access(state), state)
+
+
+def make_access(state: Database) -> Access:
+    """Return who may come in: holders of keys, once there has been an administrator; till then this machine's own."""
+    from seamount.security.authenticators import KeyAuthenticator, OpenOnLoopback
+    from seamount.security.keys import ApiKeys
+    from seamount.security.usage import UsageLedger
+    from seamount.server.access import Access
+
+    keys = ApiKeys(state)
+    if not keys.has_administrator():
+        return Access(OpenOnLoopback())
+    return Access(KeyAuthenticator(keys), UsageLedger(state))
 
 
 def _engine_flags_given(args: argparse.Namespace) -> list[str]:

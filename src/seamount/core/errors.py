@@ -84,6 +84,30 @@ class NotFoundError(RequestError):
     code = "not_found"
 
 
+class TooLargeError(RequestError):
+    """What was sent is larger than may be sent."""
+
+    code = "too_large"
+
+
+class UnauthenticatedError(RequestError):
+    """Nobody vouches for the caller: no credential, or one that is wrong, expired or revoked."""
+
+    code = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
+
+
+class QuotaError(SeamountError):
+    """The caller has used what it may for now; the machine is not to blame."""
+
+    code = "rate_limit_exceeded"
+
+
 class CapacityError(SeamountError):
     """Not now: the request is fine and the machine is full."""
 
@@ -102,10 +126,34 @@ class OutOfMemoryError(CapacityError):
     code = "out_of_memory"
 
 
+class DeadlineError(CapacityError):
+    """The time that the caller allows for a request is over, or would be before it could begin."""
+
+    code = "deadline_exceeded"
+
+
 class DrainingError(CapacityError):
     """The server is stopping and takes no new requests."""
 
     code = "draining"
+
+
+class StateUnavailableError(CapacityError):
+    """The state database cannot be used now: out of reach, or locked by another ("state_busy")."""
+
+    code = "state_unavailable"
+
+
+class StateFullError(StateUnavailableError):
+    """The state database's disk is full: nothing was half written."""
+
+    code = "state_full"
+
+
+class StateMismatchError(ConfigError):
+    """The state database is of another version of the program than this one."""
+
+    code = "state_mismatch"
 
 
 class IntegrityError(SeamountError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from .identity import Principal
 from .requests import Chunk, EngineState, EngineStats, ModelFacts, Request
 
 
@@ -45,4 +46,24 @@ class Engine(Protocol):
 
     async def close(self) -> None:
         """End every request with "abort", stop the worker, release everything. Idempotent."""
+        ...
+
+
+class Authenticator(Protocol):
+    """Something that says who a caller is: `security.authenticators.KeyAuthenticator`, or `OpenOnLoopback`.
+
+    Used from the server's event loop, once per request, so that a revocation holds from the next request on.
+    """
+
+    async def authenticate(self, credential: str | None, peer: str | None) -> Principal:
+        """Return the caller.
+
+        Args:
+            credential: what the caller sent as proof; None when nothing. Any text, hostile text included.
+            peer: address that the connection comes from; None where there is none.
+
+        Raises:
+            UnauthenticatedError: nobody, as far as can be proven.
+            StateUnavailableError: the keys cannot be read now.
+        """
         ...

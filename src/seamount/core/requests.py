@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .embedding import EmbeddingFacts, EmbeddingParams
 from .sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -23,12 +24,19 @@ class Request:
         prompt_token_ids: the whole prompt, special tokens included; never empty.
         sampling: how to continue it.
         skip_special_tokens: leave special tokens (not the text markers such as `</think>`) out of `text`.
+        priority: of waiting requests the one with the higher number begins first, and loses its blocks last.
+        cache_salt: prompts share cached prefixes only with prompts of the same salt: nobody can find out by timing
+            what was sent under another one.
+        embedding: set where the answer shall be the prompt's embedding; `sampling` then decides nothing.
     """
 
     id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     skip_special_tokens: bool = True
+    priority: int = 0
+    cache_salt: str = ""
+    embedding: EmbeddingParams | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,7 @@ class Chunk:
         num_cached_tokens: prompt tokens that were found in the prefix cache; set on the first chunk.
         error: fields of a SeamountError (`core.errors.error_to_fields`) when finish_reason is "error".
         queue_s, prefill_s: seconds spent waiting and in prefill; set on the first chunk.
+        embedding: the vector of a request for one, on its only chunk; `core.embedding.floats_of` reads it.
     """
 
     request_id: str
@@ -76,6 +85,7 @@ class Chunk:
     error: dict[str, str | float | None] | None = None
     queue_s: float | None = None
     prefill_s: float | None = None
+    embedding: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +124,9 @@ class ModelFacts:
         cache_bytes_per_token, weight_bytes: memory.
         load_s: seconds from start to ready.
         worker_pid: process id of the engine's worker; 0 where it runs in the caller's process.
+        max_num_seqs: sequences that run side by side.
+        embedding: how it makes embeddings; None where it is not made for that.
+        generates: it has a head, and so can continue text.
     """
 
     name: str
@@ -130,6 +143,9 @@ class ModelFacts:
     weight_bytes: int
     load_s: float
     worker_pid: int = 0
+    max_num_seqs: int = 64
+    embedding: EmbeddingFacts | None = None
+    generates: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +153,7 @@ class EngineStats:
     """Counters and gauges of a running engine; counters grow from the worker's start.
 
     `num_draft_tokens` guesses were verified by speculative decoding, and `num_accepted_tokens` of them were right.
+    `worker_pid` is the process that runs now; 0 where the engine has none of its own.
     """
 
     num_running: int = 0
@@ -152,6 +169,7 @@ class EngineStats:
     num_accepted_tokens: int = 0
     num_steps: int = 0
     num_worker_restarts: int = 0
+    worker_pid: int = 0
 
 
 EngineState = Literal["starting", "ready", "restarting", "draining", "failed", "closed"]

@@ -1,4 +1,4 @@
-"""How the next token is chosen: `SamplingParams`, validated once, where a request is made.
+"""How the next token is chosen: `SamplingParams` and `Grammar`, validated once, where a request is made.
 
 Used by callers of `LLM`, by the server's wire schemas and by the engine's sampler. Names and meanings follow the
 field's (OpenAI where it has the parameter, vLLM where only engines have it).
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import InvalidRequestError
 
@@ -19,6 +19,38 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_N = 128
 MAX_SEED = 2**63 - 1
+MAX_GRAMMAR_CHARS = 2**17
+
+GrammarKind = Literal["json_object", "json_schema", "regex", "ebnf"]
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What the output must look like, enforced token by token.
+
+    Attributes:
+        kind: `json_object` (any JSON object), `json_schema`, `regex` (Rust's syntax, over the whole output), or `ebnf`
+            (a context-free grammar in Lark's form, whose first rule is `start`; `<name>` is a special token).
+        text: the schema, pattern or grammar; empty for `json_object`. Whether it is well-formed is not looked at here.
+
+    Raises:
+        InvalidRequestError: the kind is unknown, or the text is missing, too long or no Unicode.
+    """
+
+    kind: GrammarKind
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(GrammarKind):
+            raise _bad("grammar", f"must be of one of the kinds {', '.join(get_args(GrammarKind))}")
+        if not isinstance(self.text, str):
+            raise _bad("grammar", f"must be text, not {type(self.text).__name__}")
+        if (self.kind == "json_object") != (not self.text):
+            raise _bad("grammar", "of kind json_object takes no text" if self.text else f"of kind {self.kind} is empty")
+        if len(self.text) > MAX_GRAMMAR_CHARS:
+            raise _bad("grammar", f"has {len(self.text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed")
+        if any("\ud800" <= letter <= "\udfff" for letter in self.text):
+            raise _bad("grammar", "holds half a character (a lone surrogate)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +71,13 @@ class SamplingParams:
         ignore_eos: go on past the checkpoint's end-of-sequence tokens (for benchmarks).
         presence_penalty, frequency_penalty: OpenAI's, over generated tokens only, in [-2, 2].
         repetition_penalty: the CTRL penalty, over prompt and generated tokens; 1 is off.
-        logit_bias: added to a token's logit before anything else, in [-100, 100].
+        logit_bias: added to a token's logit before anything else, in [-100, 100]; `grammar` has the last word.
         logprobs: report this many most probable tokens beside each chosen one (log-softmax of the raw logits);
-            0 reports the chosen token alone; None reports nothing.
+            0 reports the chosen token alone; None reports nothing. They know nothing of `grammar`.
+        grammar: what the output must look like; None leaves it free. It says where the output may end, and once nothing
+            may follow the output ends, `min_tokens` and `ignore_eos` notwithstanding; `stop`, `stop_token_ids` and
+            `max_tokens` may cut it short. Where the prompt ends inside a reasoning part, it begins behind the tag that
+            closes it.
 
     Raises:
         InvalidRequestError: a value is out of range; `param` names the field.
@@ -63,6 +99,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     logit_bias: dict[int, float] = field(default_factory=dict)
     logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop))
@@ -101,6 +138,8 @@ class SamplingParams:
         for token_id, bias in self.logit_bias.items():
             _check_int("logit_bias", token_id, 0, 2**31 - 1)
             _check_float("logit_bias", bias, -100.0, 100.0)
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            raise _bad("grammar", f"must be a Grammar, not {type(self.grammar).__name__}")
 
     @property
     def greedy(self) -> bool:

@@ -1,8 +1,8 @@
 """Settings: how this process runs. Read once, in `cli.wire`; frozen afterwards.
 
 Order, the later winning: defaults, a TOML file (the one `SEAMOUNT_CONFIG` names, else `seamount/seamount.toml` in the
-XDG configuration folder, where it exists), `SEAMOUNT_ENGINE__X` and `SEAMOUNT_SERVER__X` in the environment,
-command-line flags. Unknown keys fail. This is the only module that reads the environment.
+XDG configuration folder, where it exists), `SEAMOUNT_ENGINE__X`, `SEAMOUNT_SERVER__X` and `SEAMOUNT_CLIENT__X` in the
+environment, command-line flags. Unknown keys fail. This is the only module that reads the environment.
 """
 
 from __future__ import annotations
@@ -80,11 +80,67 @@ class ServerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = Field("127.0.0.1", description="Address to bind. Loopback, because there is no sign-in yet.")
+    host: str = Field(
+        "127.0.0.1", description="Address to bind. Beyond loopback only once `seamount init` has made an administrator."
+    )
     port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one and prints it.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="TCP port of the gRPC service, at the same address; 0 takes and prints a free one. None: no gRPC.",
+    )
     served_model_name: str | None = Field(None, description="Name that clients use. None: the folder's name.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds that running answers get after SIGTERM.")
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body.")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body, and line of a batch's file.")
+    max_file_bytes: int = Field(200 * 2**20, ge=1024, le=2**40, description="Largest file that is sent for a batch.")
+    max_tenant_file_bytes: int = Field(
+        2 * 2**30,
+        ge=1024,
+        le=2**50,
+        description="Bytes that one tenant's files and batches' answers may take in the state database.",
+    )
+    response_retention_days: int = Field(
+        30,
+        ge=0,
+        le=90,
+        description="Days for which responses of /v1/responses are kept, with what they answered; 0 keeps none. What "
+        "was to be kept for longer is cut to it when the server starts.",
+    )
+    database: str | None = Field(
+        None,
+        description="Where keys and usage are kept: path of an SQLite file, or postgresql://user:password@host/name. "
+        "None: state.db in the data folder. A URL with a password belongs in the environment or the file.",
+    )
+    tls_cert: Path | None = Field(
+        None,
+        description="Certificate chain in PEM; with tls_key, the server speaks TLS 1.3. Read again when it changes.",
+    )
+    tls_key: Path | None = Field(None, description="Private key of tls_cert, in PEM, without a passphrase.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Form of log lines on stderr. text: for people; json: one object per line, for programs."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="From which level on the server logs. No level logs prompts, answers or keys."
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        max_length=2048,
+        pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$",
+        description="Collector of OpenTelemetry traces, such as http://127.0.0.1:4318 (OTLP over HTTP; needs the extra "
+        "tracing). None: no traces are made or sent, whatever OTEL_ variables say.",
+    )
+
+
+class ClientConfig(BaseModel):
+    """How commands that ask a server, such as `chat --url`, prove who they are. No flags: others may see those."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    api_key: str | None = Field(None, repr=False, description="API key to send to the server. None: no key is sent.")
+    tls_ca: Path | None = Field(
+        None, description="Authority to trust, in PEM, such as ca.pem of `seamount cert`. None: the system's."
+    )
 
 
 class Settings(BaseSettings):
@@ -94,6 +150,7 @@ class Settings(BaseSettings):
 
     engine: EngineConfig = EngineConfig()
     server: ServerConfig = ServerConfig()
+    client: ClientConfig = ClientConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -108,11 +165,12 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=_config_file())
 
 
-def load_settings(engine: dict[str, Any], server: dict[str, Any]) -> Settings:
+def load_settings(engine: dict[str, Any], server: dict[str, Any], *, command: str = "serve") -> Settings:
     """Read all settings.
 
     Args:
         engine, server: what the command line gave; a value of None means that the flag was not given.
+        command: the subcommand whose help lists them.
 
     Raises:
         ConfigError: a key is unknown, a value is out of range, or the file cannot be read; the message names it.
@@ -122,12 +180,12 @@ def load_settings(engine: dict[str, Any], server: dict[str, Any]) -> Settings:
     try:
         return Settings(**{name: values for name, values in flags.items() if values})
     except ValidationError as cause:
-        raise config_error(cause) from cause
+        raise config_error(cause, hint=f"`seamount {command} --help` lists the settings.") from cause
     except (SettingsError, OSError, ValueError) as cause:
         raise ConfigError(f"Settings could not be read: {cause}.", hint=f"See {_config_file()}.") from cause
 
 
-def config_error(cause: ValidationError, hint: str = "`seamount serve --help` lists the settings.") -> ConfigError:
+def config_error(cause: ValidationError, *, hint: str) -> ConfigError:
     """Turn pydantic's report into one typed error that names each key and its problem."""
     problems = "; ".join(
         f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in cause.errors(include_url=False)
@@ -152,7 +210,7 @@ def config_folder() -> Path:
 
 
 def data_folder() -> Path:
-    """Return the XDG data folder of Seamount (not created): chat history and saved conversations."""
+    """Return the XDG data folder of Seamount (not created): the state database, chat history, saved conversations."""
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "seamount"
 
 
@@ -165,8 +223,8 @@ def _refuse_unknown_environment() -> None:
     known = {"SEAMOUNT_CONFIG"}
     for name in os.environ:
         is_ours = name.startswith("SEAMOUNT_") and name not in known
-        if is_ours and not name.startswith(("SEAMOUNT_ENGINE__", "SEAMOUNT_SERVER__")):
+        if is_ours and not name.startswith(("SEAMOUNT_ENGINE__", "SEAMOUNT_SERVER__", "SEAMOUNT_CLIENT__")):
             raise ConfigError(
                 f"The environment variable {name} is not a setting.",
-                hint="Settings are spelled SEAMOUNT_ENGINE__NAME or SEAMOUNT_SERVER__NAME.",
+                hint="Settings are spelled SEAMOUNT_ENGINE__NAME, SEAMOUNT_SERVER__NAME or SEAMOUNT_CLIENT__NAME.",
             )

@@ -18,6 +18,7 @@ from seamount.models.footprint import cache_bytes_per_token, num_active_paramete
 from seamount.models.loading import choose_precision, load_planned, plan_load, planned_bytes, resident_bytes
 from seamount.models.locate import locate_model, model_name
 from seamount.models.memory import available_bytes
+from seamount.models.pooling_config import read_pooling
 from seamount.models.prompt import PromptEncoder
 
 from .blocks import BlockPool
@@ -62,6 +63,7 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     dtype: torch.dtype = getattr(torch, dtype_name)
     precision = choose_precision(load_plan, dtype, config.quantization, device)
     plan = plan_memory(model_config, config, dtype, planned_bytes(load_plan, precision), available_bytes(device))
+    embedding = read_pooling(folder, model_config, max_tokens=plan.max_model_len)
 
     if on_progress is not None:
         if device.type == "cpu" and not compiled:
@@ -97,9 +99,12 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         weight_bytes=resident_bytes(model),
         load_s=time.monotonic() - started,
         worker_pid=os.getpid(),
+        max_num_seqs=config.max_num_seqs,
+        embedding=embedding,
+        generates=model_config.has_head,
     )
     longest = -(-plan.max_model_len // plan.block_size)
-    if model.is_packed:
+    if model.is_packed and model_config.has_head:
         runner.record(max_blocks=longest)
     speculation = None
     if model.mtp:

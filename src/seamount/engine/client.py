@@ -48,6 +48,9 @@ _MAX_RESTART_DELAY_S = 15.0
 # How long a new request waits for a worker that is being started again.
 _READY_WAIT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
+# Chunks that a request's reader may leave unread. A client who reads slowly, or not at all, fills the buffers of its
+# connection first and then this; beyond it the request is given up, so that nobody's answer grows in memory.
+MAX_UNREAD_CHUNKS = 4096
 
 
 class WorkerEngine:
@@ -117,7 +120,8 @@ class WorkerEngine:
     async def stats(self) -> EngineStats:
         """The latest counters that the worker sent; they go on across its restarts."""
         counters = _sum_counters(self._past, self._stats)
-        return dataclasses.replace(self._stats, **counters, num_worker_restarts=self._num_restarts)
+        pid = self._process.pid if self._process is not None else 0
+        return dataclasses.replace(self._stats, **counters, num_worker_restarts=self._num_restarts, worker_pid=pid)
 
     async def close(self) -> None:
         """End all requests, stop the worker and wait for its end."""
@@ -220,9 +224,7 @@ class WorkerEngine:
         if isinstance(message, Stepped):
             self._stats = message.stats
             for chunk in message.chunks:
-                queue = self._requests.get(chunk.request_id)
-                if queue is not None:
-                    queue.put_nowait(chunk)
+                self._deliver(chunk)
         elif isinstance(message, Progress):
             if self._on_progress is not None:
                 self._on_progress(message.stage, message.done, message.total)
@@ -236,6 +238,23 @@ class WorkerEngine:
                 self._fail(error)
             else:
                 _log.error("the worker could not load the model again: %s", error)
+
+    def _deliver(self, chunk: Chunk) -> None:
+        """Hand a chunk to its request's reader; one who leaves too many unread gets an error for the rest."""
+        queue = self._requests.get(chunk.request_id)
+        if queue is None or queue.qsize() > MAX_UNREAD_CHUNKS:
+            return
+        if queue.qsize() < MAX_UNREAD_CHUNKS:
+            queue.put_nowait(chunk)
+            return
+        self._send(Abort(chunk.request_id))
+        queue.put_nowait(
+            EngineError(
+                f"The answer was not read: {MAX_UNREAD_CHUNKS} pieces of it were waiting.",
+                hint="Read the stream as it comes.",
+                code="reader_too_slow",
+            )
+        )
 
     def _worker_died(self, pid: int, code: int) -> None:
         how = f"signal {-code}" if code < 0 else f"exit status {code}"
@@ -275,7 +294,9 @@ class WorkerEngine:
             await process.wait()
 
 
-_GAUGES = frozenset({"num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_worker_restarts"})
+_GAUGES = frozenset(
+    {"num_running", "num_waiting", "num_blocks", "num_free_blocks", "num_worker_restarts", "worker_pid"}
+)
 
 
 def _sum_counters(past: EngineStats, latest: EngineStats) -> dict[str, int]:

@@ -9,21 +9,36 @@ import dataclasses
 import itertools
 import secrets
 import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from seamount.core.errors import ContextTooLongError, EngineError, InvalidRequestError, error_to_fields
+from seamount.core.embedding import check_embedding, check_generates, check_length
+from seamount.core.errors import (
+    ContextTooLongError,
+    EngineError,
+    InvalidRequestError,
+    QueueFullError,
+    SeamountError,
+    error_to_fields,
+)
 from seamount.core.requests import Chunk, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request, TokenLogprob
 from seamount.core.sampling import MAX_SEED
 from seamount.models.prompt import PromptEncoder
 
+from .grammar import Compiled, Constraint, Grammars
 from .output import OutputText
-from .runner import Runner
+from .pooling import Pool
+from .runner import Pass, Runner
 from .sampler import Sample, likeliest, sample_row
 from .scheduler import Scheduler, Work
 from .sequence import Sequence
 from .speculative import Speculation
+
+# Requests whose grammars are not compiled yet; and how long a step waits for one where there is nothing else to do.
+_MAX_COMPILING = 256
+_PATIENCE_S = 0.02
 
 
 @dataclass(slots=True)
@@ -36,6 +51,16 @@ class _Stream:
     added_s: float
     admitted_s: float | None = None
     started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiling:
+    """A request that waits for its grammar."""
+
+    request: Request
+    max_tokens: int
+    added_s: float
+    grammar: Future[Compiled]
 
 
 class EngineCore:
@@ -62,6 +87,8 @@ class EngineCore:
         self._scheduler = scheduler
         self._encoder = encoder
         self._speculation = speculation
+        self._grammars = Grammars(encoder, facts.vocab_size)
+        self._compiling: dict[str, _Compiling] = {}
         self._streams: dict[Sequence, _Stream] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -72,18 +99,18 @@ class EngineCore:
     @property
     def idle(self) -> bool:
         """True when no request is in flight."""
-        return not self._streams
+        return not self._streams and not self._compiling
 
     @property
     def num_waiting(self) -> int:
         """Sequences that no step has begun yet."""
-        return len(self._scheduler.waiting)
+        return len(self._scheduler.waiting) + sum(one.request.sampling.n for one in self._compiling.values())
 
     def check(self, request: Request) -> int:
         """Return the most tokens that each sequence of the request may generate.
 
         Raises:
-            InvalidRequestError: a token id does not exist, or the prompt is empty.
+            InvalidRequestError: a token id does not exist, the prompt is empty, or the model is not made for this.
             ContextTooLongError: prompt plus `max_tokens` exceed the context.
         """
         prompt, limit = request.prompt_token_ids, self.facts.max_model_len
@@ -96,6 +123,10 @@ class EngineCore:
         for name in ("logit_bias", "stop_token_ids"):
             if any(token_id >= self.facts.vocab_size for token_id in getattr(request.sampling, name)):
                 raise InvalidRequestError(f"{name} names a token id beyond {self.facts.vocab_size - 1}.", param=name)
+        if request.embedding is not None:
+            check_length(check_embedding(self.facts.embedding, request.embedding), len(prompt), param="prompt")
+            return 0
+        check_generates(self.facts.generates)
         asked = request.sampling.max_tokens
         if len(prompt) + (asked or 1) > limit:
             wanted = f" and {asked} tokens of output were asked for" if asked else ""
@@ -107,14 +138,28 @@ class EngineCore:
         return asked or limit - len(prompt)
 
     def add(self, request: Request) -> None:
-        """Queue a request.
+        """Queue a request; one with a grammar that is not compiled yet is queued by a later step.
 
         Raises:
-            RequestError: see `check`.
+            RequestError: see `check`; or the grammar is known to be wrong.
             QueueFullError: too many sequences are waiting.
         """
-        max_tokens = self.check(request)
+        max_tokens, now = self.check(request), time.monotonic()
+        if request.sampling.grammar is None:
+            self._enqueue(request, max_tokens, now, None)
+            return
+        grammar = self._grammars.prepare(request.sampling.grammar, request.cache_salt)
+        if grammar.done():
+            self._enqueue(request, max_tokens, now, grammar.result())
+        elif len(self._compiling) < _MAX_COMPILING:
+            self._compiling[request.id] = _Compiling(request, max_tokens, now, grammar)
+        else:
+            raise QueueFullError(f"{_MAX_COMPILING} requests wait for their grammars to be compiled.", retry_after=1.0)
+
+    def _enqueue(self, request: Request, max_tokens: int, added_s: float, grammar: Compiled | None) -> None:
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbelow(MAX_SEED)
+        thinks = grammar is not None and self._grammars.thinks(request.prompt_token_ids)
+        facts, wanted = self.facts.embedding, request.embedding
         sequences: list[Sequence] = []
         for index in range(request.sampling.n):
             leader = sequences[0] if sequences else None
@@ -127,47 +172,72 @@ class EngineCore:
                     seed,
                     max_tokens,
                     leader=leader,
+                    constraint=None if grammar is None else Constraint(grammar, thinks=thinks),
+                    pool=None if facts is None or wanted is None else Pool(facts, wanted.dimensions),
                 )
             )
-        self._scheduler.add(sequences)
+        self._scheduler.add(sequences, priority=request.priority, cache_salt=request.cache_salt)
         self._num_prompt_tokens += len(request.prompt_token_ids)
         for sequence in sequences:
             detokenizer = self._encoder.detokenizer(skip_special_tokens=request.skip_special_tokens)
             text = OutputText(detokenizer, request.sampling.stop)
-            self._streams[sequence] = _Stream(request, sequence, text, time.monotonic())
+            self._streams[sequence] = _Stream(request, sequence, text, added_s)
+
+    def _take_compiled(self) -> list[Chunk]:
+        """Queue the requests whose grammars have been compiled; return the ends of those that cannot be."""
+        chunks: list[Chunk] = []
+        for one in [one for one in self._compiling.values() if one.grammar.done()]:
+            del self._compiling[one.request.id]
+            try:
+                self._enqueue(one.request, one.max_tokens, one.added_s, one.grammar.result())
+            except SeamountError as error:
+                fields = error_to_fields(error)
+                chunks.append(Chunk(request_id=one.request.id, finish_reason="error", error=fields))
+        return chunks
 
     def abort(self, request_id: str) -> list[Chunk]:
         """End all sequences of a request now; an unknown id is no error, since it may just have finished."""
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is not None:
+            indices = range(compiling.request.sampling.n)
+            return [Chunk(request_id=request_id, index=index, finish_reason="abort") for index in indices]
         found = [stream for stream in self._streams.values() if stream.request.id == request_id]
         return [self._finish(stream, "abort") for stream in found]
 
     def step(self) -> list[Chunk]:
         """Run one step; return what it added, a chunk per token."""
+        ended = self._take_compiled()
         work = self._scheduler.schedule()
         if not work:
-            return []
+            if self._compiling and not ended:
+                wait([one.grammar for one in self._compiling.values()], _PATIENCE_S, FIRST_COMPLETED)
+            return ended
         now = time.monotonic()
         for item in work:
             stream = self._streams[item.sequence]
             stream.admitted_s = stream.admitted_s or now
-        completing = [item for item in work if item.completes]
+        sampling = [item for item in work if item.samples]
         ran = self._runner.run(work)
         self._scheduler.advance(work)
         self._num_steps += 1
         self._num_draft_tokens += sum(item.num_drafts for item in work)
-        chunks, num_accepted = self._sample(completing, ran.logits)
+        chunks, num_accepted = self._sample(sampling, ran.logits)
+        chunks += self._pool(work, ran)
         self._num_accepted_tokens += num_accepted
+        self._scheduler.measured(work, time.monotonic() - now)
         if self._speculation is not None:
             self._speculation.follow(work, ran)
             self._speculation.measured(work, num_accepted, time.monotonic() - now)
-        return chunks
+        # A request of which one answer failed is given up whole, since its caller is told so and reads no more.
+        failed = {chunk.request_id: None for chunk in chunks if chunk.error is not None}
+        return ended + chunks + [chunk for request_id in failed for chunk in self.abort(request_id)]
 
     def stats(self) -> EngineStats:
         """Counters since the start, and the current load."""
         scheduler = self._scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=self.num_waiting,
             num_blocks=scheduler.pool.num_blocks,
             num_free_blocks=scheduler.pool.num_free,
             num_prompt_tokens=self._num_prompt_tokens,
@@ -190,6 +260,8 @@ class EngineCore:
             A chunk for each token, and how many guesses were right.
         """
         chunks: list[Chunk] = []
+        if not work:
+            return chunks, 0
         rows, best = logits.unbind(), likeliest(logits)
         eos_token_ids = self._encoder.eos_token_ids
         first_rows = itertools.accumulate((1 + item.num_drafts for item in work), initial=0)
@@ -199,7 +271,7 @@ class EngineCore:
             for item, first in going:
                 stream, row = self._streams[item.sequence], first + place
                 found = sample_row(rows[row], item.sequence, eos_token_ids, best[row])
-                chunks.append(self._extend(stream, found) if found else self._give_up(stream))
+                chunks.append(self._extend(stream, found) if found else self._fail(stream, _not_a_number()))
             going = [(item, row) for item, row in going if _guessed(item, place)]
             for item, _ in going:
                 self._scheduler.accept(item.sequence)
@@ -209,29 +281,50 @@ class EngineCore:
             item.sequence.draft_token_ids = []
         return chunks, num_accepted
 
+    def _pool(self, work: list[Work], ran: Pass) -> list[Chunk]:
+        """Hand hidden states to the prompts whose embeddings they make; return the embeddings that are complete."""
+        chunks: list[Chunk] = []
+        end = 0
+        for item, first in zip(work, ran.first_positions, strict=True):
+            start, end = end, end + item.num_new + item.num_drafts
+            sequence = item.sequence
+            if sequence.pool is None:
+                continue
+            sequence.pool.add(first, ran.hidden[start:end])
+            if sequence.num_pending:
+                continue
+            stream, embedding = self._streams[sequence], sequence.pool.embedding()
+            if embedding is None:
+                chunks.append(self._fail(stream, _not_a_number()))
+            else:
+                chunks.append(dataclasses.replace(self._finish(stream, "stop"), embedding=embedding))
+        return chunks
+
     def _extend(self, stream: _Stream, found: Sample) -> Chunk:
         sequence, params = stream.sequence, stream.sequence.sampling
         sequence.token_ids.append(found.token_id)
         self._num_generated_tokens += 1
         may_stop = sequence.num_output_tokens >= params.min_tokens
         logprobs = self._logprobs(found)
-        is_eos = not params.ignore_eos and found.token_id in self._encoder.eos_token_ids
-        if may_stop and (is_eos or found.token_id in params.stop_token_ids):
+        constraint = sequence.constraint
+        # Where a grammar let an end be chosen, it is one.
+        is_eos = found.token_id in self._encoder.eos_token_ids and (constraint is not None or not params.ignore_eos)
+        if (is_eos and constraint is not None) or (may_stop and (is_eos or found.token_id in params.stop_token_ids)):
             reason = None if is_eos else found.token_id
             return self._finish(stream, "stop", (found.token_id,), logprobs, stop_reason=reason)
+        try:
+            complete = constraint is not None and constraint.accept(found.token_id)
+        except InvalidRequestError as error:
+            return self._fail(stream, error)
         text, stopped = stream.text.push([found.token_id], may_stop=may_stop)
-        if stopped is not None:
+        if stopped is not None or complete:
             return self._finish(stream, "stop", (found.token_id,), logprobs, text, stopped)
         if sequence.num_output_tokens >= sequence.max_tokens:
             return self._finish(stream, "length", (found.token_id,), logprobs, text)
         return self._chunk(stream, (found.token_id,), logprobs, text)
 
-    def _give_up(self, stream: _Stream) -> Chunk:
-        """End a sequence whose logits are not numbers; the others of the batch go on."""
-        error = EngineError(
-            "The model's output is not a number (NaN or infinity).",
-            hint="The checkpoint may be damaged, or overflow in float16: try dtype bfloat16 or float32.",
-        )
+    def _fail(self, stream: _Stream, error: SeamountError) -> Chunk:
+        """End a sequence that cannot go on; the others of the batch do."""
         return dataclasses.replace(self._finish(stream, "error"), error=error_to_fields(error))
 
     def _finish(
@@ -283,6 +376,13 @@ class EngineCore:
         text = self._encoder.token_text
         chosen = TokenLogprob(found.token_id, found.logprob, text(found.token_id))
         return (PositionLogprobs(chosen, tuple(TokenLogprob(i, value, text(i)) for i, value in found.top)),)
+
+
+def _not_a_number() -> EngineError:
+    return EngineError(
+        "The model's output is not a number (NaN or infinity).",
+        hint="The checkpoint may be damaged, or overflow in float16: try dtype bfloat16 or float32.",
+    )
 
 
 def _guessed(item: Work, place: int) -> bool:

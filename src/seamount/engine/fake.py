@@ -8,10 +8,12 @@ aborts, a dying worker) and must not know torch, checkpoints or HTTP.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
+from seamount.core.embedding import check_embedding, check_generates, check_length
 from seamount.core.errors import (
     ContextTooLongError,
     EngineError,
@@ -34,6 +36,8 @@ from .fake_encoder import ByteEncoder, Text
 
 Reply = Callable[[Request, int], Sequence[int]]
 """From a request and a sequence's index to the token ids to answer with."""
+Embed = Callable[[Request], Sequence[float]]
+"""From a request to the numbers of its embedding."""
 
 FAKE_FACTS = ModelFacts(
     name="fake",
@@ -63,6 +67,12 @@ def say(*replies: str) -> Reply:
     return lambda request, index: encoder.encode_text(replies[index % len(replies)], add_special_tokens=False)
 
 
+def count_tokens(request: Request) -> Sequence[float]:
+    """Embed a prompt as its first and its last token id, and its length."""
+    ids = request.prompt_token_ids
+    return [float(ids[0]), float(ids[-1]), float(len(ids))]
+
+
 async def _no_pause() -> None:
     await asyncio.sleep(0)
 
@@ -78,7 +88,8 @@ class FakeEngine:
         failure: the error to fail with.
         start_failure: `start` raises it, and the engine is then "failed".
         num_cached_tokens: prompt tokens that every first chunk says were found in the prefix cache.
-        facts: what `start` returns.
+        facts: what `start` returns; embeddings are made where it says that they are.
+        embed: what an embedding holds.
     """
 
     def __init__(
@@ -92,8 +103,10 @@ class FakeEngine:
         start_failure: SeamountError | None = None,
         num_cached_tokens: int = 0,
         facts: ModelFacts = FAKE_FACTS,
+        embed: Embed = count_tokens,
     ) -> None:
         self._reply = reply
+        self._embed = embed
         self._text = text or ByteEncoder()
         self._pause = pause
         self._fail_after_tokens = fail_after_tokens
@@ -142,7 +155,8 @@ class FakeEngine:
         self._count(num_prompt_tokens=len(request.prompt_token_ids))
         finished = False
         try:
-            async with aclosing(self._chunks(request, run)) as chunks:
+            made = self._chunks(request, run) if request.embedding is None else self._embedding(request, run)
+            async with aclosing(made) as chunks:
                 async for chunk in chunks:
                     yield chunk
             finished = True
@@ -178,6 +192,26 @@ class FakeEngine:
                     live.remove(sequence)
                 yield chunk
 
+    async def _embedding(self, request: Request, run: _Running) -> AsyncGenerator[Chunk, None]:
+        await _first_of(self._pause(), run.ended)
+        if run.error is not None:
+            raise run.error
+        if run.ended.is_set():
+            yield Chunk(request_id=request.id, finish_reason="abort")
+            return
+        if self._fail_after_tokens == 0:
+            raise self._failure
+        self._count(num_steps=1)
+        numbers = self._embed(request)[: request.embedding.dimensions if request.embedding else None]
+        yield Chunk(
+            request_id=request.id,
+            finish_reason="stop",
+            num_cached_tokens=self._num_cached_tokens,
+            queue_s=0.0,
+            prefill_s=0.0,
+            embedding=struct.pack(f"<{len(numbers)}f", *numbers),
+        )
+
     async def stats(self) -> EngineStats:
         """Return exact counters."""
         used = sum(run.num_blocks for run in self._running.values())
@@ -200,10 +234,14 @@ class FakeEngine:
         length = len(request.prompt_token_ids)
         if not length:
             raise InvalidRequestError("The prompt is empty.", param="prompt")
-        if length >= self._facts.max_model_len:
-            raise ContextTooLongError(f"The prompt has {length} tokens; the context has {self._facts.max_model_len}.")
         if not all(0 <= token_id < self._facts.vocab_size for token_id in request.prompt_token_ids):
             raise InvalidRequestError("A token id lies outside the vocabulary.", param="prompt")
+        if request.embedding is not None:
+            check_length(check_embedding(self._facts.embedding, request.embedding), length, param="prompt")
+            return
+        check_generates(self._facts.generates)
+        if length >= self._facts.max_model_len:
+            raise ContextTooLongError(f"The prompt has {length} tokens; the context has {self._facts.max_model_len}.")
 
     def _count(self, **more: int) -> None:
         self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})

@@ -97,8 +97,14 @@ class ByteEncoder:
         text = "".join(f"{message['role']}: {message.get('content') or ''}\n" for message in messages)
         _check_length(text, limit, param="messages")
         thinking = bool((template_kwargs or {}).get("thinking"))
-        ids = (_BOS, *self.encode_text(text, add_special_tokens=False), _ASSISTANT)
-        return FakePrompt(ids + (_THINK_START,) * thinking, text, thinking)
+        ids = (_BOS, *self.encode_text(text, add_special_tokens=False))
+        if not (template_kwargs or {}).get("add_generation_prompt", True):
+            return FakePrompt(ids, text, False)
+        return FakePrompt((*ids, _ASSISTANT) + (_THINK_START,) * thinking, text, thinking)
+
+    def thinking_switches(self, *, on: bool) -> dict[str, bool]:
+        """Return the arguments that switch reasoning on or off."""
+        return {"thinking": on}
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of whole sequences of tokens."""

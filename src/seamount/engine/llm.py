@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from seamount.core.embedding import EmbeddingParams, floats_of
 from seamount.core.errors import EngineError, InvalidRequestError, error_from_fields
 from seamount.core.requests import Chunk, Completion, EngineStats, FinishReason, ModelFacts, PositionLogprobs, Request
 from seamount.core.sampling import SamplingParams
@@ -135,6 +137,28 @@ class LLM:
         ]
         return self._run(encoded, _checked(sampling), on_progress)
 
+    def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> list[list[float]]:
+        """Return the embeddings of one or many texts, batched, by a model that is made for them.
+
+        Args:
+            texts: text, token ids, or a list of either.
+            dimensions: keep this many leading numbers, where the model was trained for that.
+
+        Raises:
+            InvalidRequestError: the model is not made for embeddings.
+            ContextTooLongError: a text is longer than the model takes; nothing is cut off.
+        """
+        self._require_idle()
+        params = EmbeddingParams(dimensions=dimensions)
+        requests = [self._request(self._encode(text), SamplingParams(), params) for text in _as_list(texts)]
+        found: dict[str, list[float]] = {}
+        with closing(self._chunks(requests)) as chunks:
+            for chunk in chunks:
+                if chunk.error is not None:
+                    raise error_from_fields(chunk.error)
+                found[chunk.request_id] = floats_of(chunk.embedding or b"")
+        return [found[request.id] for request in requests]
+
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[Delta]:
         """Continue one prompt, yielding what each step adds; closing the iterator stops the work."""
         return self._stream(self._encode(prompt), _checked(sampling))
@@ -182,30 +206,40 @@ class LLM:
             request.id: [_Gathering(prompt, self._parser(prompt), index) for index in range(sampling.n)]
             for request, prompt in zip(requests, prompts, strict=True)
         }
-        waiting = iter(requests)
         finished, total = 0, len(prompts) * sampling.n
+        with closing(self._chunks(requests)) as chunks:
+            for chunk in chunks:
+                gathered[chunk.request_id][chunk.index].add(chunk)
+                if chunk.finish_reason is not None:
+                    finished += 1
+                    if on_progress is not None:
+                        on_progress(finished, total)
+        return [gathering.completion() for row in gathered.values() for gathering in row]
+
+    def _chunks(self, requests: list[Request]) -> Generator[Chunk, None, None]:
+        """Yield what is added to requests until each has ended; closed before, nothing is left running."""
+        waiting, unfinished = iter(requests), sum(request.sampling.n for request in requests)
         try:
-            while finished < total:
+            while unfinished:
                 while self._engine.num_waiting < _SMALL_QUEUE and (request := next(waiting, None)) is not None:
                     self._engine.add(request)
                 for chunk in self._engine.step():
-                    gathered[chunk.request_id][chunk.index].add(chunk)
-                    if chunk.finish_reason is not None:
-                        finished += 1
-                        if on_progress is not None:
-                            on_progress(finished, total)
+                    unfinished -= chunk.finish_reason is not None
+                    yield chunk
         finally:
             for request in requests:
                 self._engine.abort(request.id)
-        return [gathering.completion() for row in gathered.values() for gathering in row]
 
     def _require_idle(self) -> None:
         """Steps go to whoever asks for them, so two askers would take each other's tokens."""
         if not self._engine.idle:
             raise EngineError("A stream of this LLM is still open.", hint="Read it to its end, or close it, first.")
 
-    def _request(self, prompt: EncodedPrompt, sampling: SamplingParams) -> Request:
-        request = Request(id=f"llm-{next(self._ids)}", prompt_token_ids=prompt.token_ids, sampling=sampling)
+    def _request(
+        self, prompt: EncodedPrompt, sampling: SamplingParams, embedding: EmbeddingParams | None = None
+    ) -> Request:
+        name = f"llm-{next(self._ids)}"
+        request = Request(id=name, prompt_token_ids=prompt.token_ids, sampling=sampling, embedding=embedding)
         self._engine.check(request)
         return request
 

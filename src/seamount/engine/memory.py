@@ -11,6 +11,7 @@ import torch
 
 from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import EngineConfig
+from seamount.core.sizes import size_text
 from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, workspace_bytes
 
@@ -46,8 +47,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         tokens = self.num_blocks * self.block_size
         return (
-            f"memory plan: weights {_gb(self.weight_bytes)}, cache up to {_gb(self.cache_bytes)} ({tokens:,} tokens), "
-            f"workspace {_gb(self.workspace_bytes)}; {_gb(self.free_bytes)} is free"
+            f"memory plan: weights {size_text(self.weight_bytes)}, cache up to {size_text(self.cache_bytes)} "
+            f"({tokens:,} tokens), workspace {size_text(self.workspace_bytes)}; {size_text(self.free_bytes)} is free"
         )
 
 
@@ -75,8 +76,8 @@ def plan_memory(
     spare = free_bytes - weight_bytes - workspace
     if spare < block_bytes:
         raise OutOfMemoryError(
-            f"The weights need {_gb(weight_bytes)} and {_gb(workspace)} of working space; {_gb(free_bytes)} of "
-            "memory is free.",
+            f"The weights need {size_text(weight_bytes)} and {size_text(workspace)} of working space; "
+            f"{size_text(free_bytes)} of memory is free.",
             hint="Free memory, or choose a smaller model, a smaller dtype, or quantization int8 or int4.",
         )
     wanted_len = config.max_model_len or model.max_position
@@ -84,7 +85,7 @@ def plan_memory(
         room = config.cache_memory_bytes
         if room > spare:
             raise OutOfMemoryError(
-                f"cache_memory_bytes is {_gb(room)}; {_gb(max(spare, 0))} is free beside the weights.",
+                f"cache_memory_bytes is {size_text(room)}; {size_text(max(spare, 0))} is free beside the weights.",
                 hint=f"Use at most {spare} bytes.",
             )
     else:
@@ -95,7 +96,8 @@ def plan_memory(
     if capacity < wanted_len and (config.max_model_len is not None or capacity < min(_SMALLEST_CONTEXT, wanted_len)):
         raise OutOfMemoryError(
             f"A context of {wanted_len} tokens needs "
-            f"{_gb(_blocks(wanted_len, config.block_size) * block_bytes)} of cache; {_gb(room)} can be given to it.",
+            f"{size_text(_blocks(wanted_len, config.block_size) * block_bytes)} of cache; "
+            f"{size_text(room)} can be given to it.",
             hint=f"A max_model_len of at most {capacity} fits.",
         )
     return MemoryPlan(
@@ -112,7 +114,3 @@ def plan_memory(
 
 def _blocks(tokens: int, block_size: int) -> int:
     return -(-tokens // block_size)
-
-
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB"

@@ -20,8 +20,8 @@ class Pass:
     """What one pass through the network gave; tensors are valid until the next one.
 
     Attributes:
-        logits: fp32 `[N, V]`: for each piece of work that completes its sequence a row for its last pending token and
-            one for each of its guesses, in order.
+        logits: fp32 `[N, V]`: for each piece of work after which a token is sampled a row for its last pending token
+            and one for each of its guesses, in order; of no width where there is no such piece.
         hidden: `[T, C]`, normalised hidden states of all tokens.
         batch: the tokens; None where a CUDA graph was replayed.
         first_positions: of each piece of work, as it was when the pass began.
@@ -82,7 +82,7 @@ class Runner:
             tokens = sequence.token_ids[first : first + item.num_new] + sequence.draft_token_ids[: item.num_drafts]
             pieces.append((tokens, first, sequence.blocks))
             end += len(tokens)
-            if item.completes:
+            if item.samples:
                 rows += range(end - 1 - item.num_drafts, end)
         firsts = tuple(first for _, first, _ in pieces)
         if self.replay is not None and len(rows) == end and self.replay.take(pieces, end):
@@ -94,5 +94,7 @@ class Runner:
         else:
             batch = Batch.over_cache(pieces, self._block_size, self._device)
             hidden = self._model(batch, self.cache)
+        if not rows:  # within prompts, or for embeddings, which a model without a head can make
+            return Pass(hidden.new_empty(0, 0), hidden, batch, firsts)
         chosen = hidden if len(rows) == end else hidden[rows]
         return Pass(self._model.logits(chosen), hidden, batch, firsts)

@@ -94,7 +94,7 @@ def _choose(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...], bes
 
 
 def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> Tensor:
-    """Apply bias, penalties and the end-of-sequence ban to a copy; where there is nothing to do, return the row."""
+    """Apply bias, penalties, grammar and the end-of-sequence ban to a copy; with nothing to do, return the row."""
     params = sequence.sampling
     steps: list[Callable[[Tensor], None]] = []
     if params.logit_bias:
@@ -103,8 +103,14 @@ def _adjust(row: Tensor, sequence: Sequence, eos_token_ids: tuple[int, ...]) -> 
         steps.append(lambda r: _penalize_repetition(r, sequence.token_ids, params.repetition_penalty))
     if sequence.num_output_tokens and (params.frequency_penalty or params.presence_penalty):
         steps.append(lambda r: _penalize_counts(r, Counter(sequence.output_token_ids), params))
-    if sequence.num_output_tokens < params.min_tokens:
-        steps.append(lambda r: _ban(r, {*eos_token_ids, *params.stop_token_ids}))
+    banned = {*eos_token_ids, *params.stop_token_ids} if sequence.num_output_tokens < params.min_tokens else set()
+    constraint = sequence.constraint
+    if constraint is not None:
+        # Going on past the end of a text means nothing to a grammar: it is not ended while there is another way.
+        unwanted = {*banned, *eos_token_ids} if params.ignore_eos else banned
+        steps.append(lambda r: _constrain(r, constraint.allowed, unwanted))
+    elif banned:
+        steps.append(lambda r: _ban(r, banned))
     if not steps:
         return row
     row = row.clone()
@@ -117,6 +123,15 @@ def _ban(row: Tensor, token_ids: set[int]) -> None:
     banned = [i for i in token_ids if i < row.shape[0]]
     if len(banned) < row.shape[0]:
         row[banned] = float("-inf")
+
+
+def _constrain(row: Tensor, allowed: Tensor, unwanted: set[int]) -> None:
+    """Leave what is allowed; of that, what is unwanted only where nothing else is left."""
+    if unwanted:
+        wanted = allowed.clone()
+        wanted[[i for i in unwanted if i < row.shape[0]]] = False
+        allowed = wanted if bool(wanted.any()) else allowed
+    row.masked_fill_(~allowed.to(row.device), float("-inf"))
 
 
 def _add_bias(row: Tensor, bias: dict[int, float]) -> None:

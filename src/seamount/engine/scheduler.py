@@ -2,13 +2,17 @@
 
 Continuous batching: a step is one flat batch of decodes (one pending token) and prefill chunks (many) under a budget of
 tokens. Decodes come first, so that streams do not stall behind long prompts; then prompts that have begun; then waiting
-ones, first come first served. What then is left of the budget verifies guessed tokens; no sequence waits or loses its
-blocks for them. When blocks run out, the sequence that was admitted last gives its blocks back and waits
-at the head of the queue; its tokens are kept and computed again.
+ones, by priority, first come first served. What then is left of the budget verifies guessed tokens; no sequence waits
+or loses its blocks for them. When blocks run out, of the sequences of the lowest priority the one that was admitted
+last gives its blocks back and waits again, before others of its priority; its tokens are kept and computed again.
+
+A step takes as long as its tokens, and every stream pauses for it. Beside decodes, prefill chunks are therefore cut to
+what the machine computes in `MAX_PAUSE_S`, as far as steps were measured; without decodes nobody waits for them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from dataclasses import dataclass
 
@@ -16,6 +20,20 @@ from seamount.core.errors import QueueFullError
 
 from .blocks import BlockPool, chain_hash
 from .sequence import Sequence
+
+MAX_PAUSE_S = 0.2
+# Chunks below this make poor use of wide hardware; and before anything was measured, chunks are of the second size.
+_MIN_CHUNK_TOKENS = 64
+_FIRST_CHUNK_TOKENS = 512
+_NEWEST_WEIGHT = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """What a sequence's request says of it, beside its tokens."""
+
+    priority: int
+    cache_root: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +46,13 @@ class Work:
 
     @property
     def completes(self) -> bool:
-        """Whether a token is to be sampled after this step."""
+        """Whether all tokens of the sequence are computed after this step."""
         return self.num_new == self.sequence.num_pending
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token is to be sampled after this step."""
+        return self.completes and self.sequence.pool is None
 
 
 class Scheduler:
@@ -62,9 +85,15 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._max_waiting = max_waiting
         self._enable_prefix_cache = enable_prefix_cache
+        self._standings: dict[Sequence, _Standing] = {}
+        self._prefill_token_s: float | None = None
 
-    def add(self, sequences: list[Sequence]) -> None:
+    def add(self, sequences: list[Sequence], *, priority: int = 0, cache_salt: str = "") -> None:
         """Queue the sequences of one request.
+
+        Args:
+            priority: the higher goes first.
+            cache_salt: prefixes are shared only between sequences of the same salt.
 
         Raises:
             QueueFullError: not all of them fit into the queue; none is queued.
@@ -75,11 +104,15 @@ class Scheduler:
                 hint="Try again shortly, or raise max_waiting.",
                 retry_after=1.0,
             )
-        self.waiting.extend(sequences)
+        root = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest() if cache_salt else None
+        for sequence in sequences:
+            self._standings[sequence] = _Standing(priority, root)
+            self._wait(sequence, before_equals=False)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, finished or aborted, and release its blocks. Does nothing when it is out already."""
         sequence.finished = True
+        self._standings.pop(sequence, None)
         if sequence in self.running:
             self.running.remove(sequence)
         elif sequence in self.waiting:
@@ -89,9 +122,11 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """Choose the next step's work and take the blocks that it needs. Empty only when nothing is queued."""
         plan: dict[Sequence, int] = {}
-        budget = self._max_step_tokens
         preempted = self.num_preemptions
         for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):
+            budget = self._max_step_tokens - sum(plan.values())
+            if sequence.num_pending > 1:
+                budget = min(budget, self._chunk_budget(plan))
             if budget == 0:
                 break
             if sequence not in self.running:
@@ -99,10 +134,18 @@ class Scheduler:
             num_new = min(sequence.num_pending, budget)
             if self._reserve(sequence, num_new, plan):
                 plan[sequence] = num_new
-            budget = self._max_step_tokens - sum(plan.values())
         if self.num_preemptions == preempted:
-            self._admit(plan, budget)
+            self._admit(plan)
         return self._with_drafts(plan)
+
+    def measured(self, work: list[Work], took_s: float) -> None:
+        """Learn from a step's time how large a chunk may be beside decodes; few prompt tokens teach nothing."""
+        num_prefill = sum(item.num_new for item in work if item.num_new > 1)
+        if num_prefill < _MIN_CHUNK_TOKENS:
+            return
+        # The whole step counts as the prompts' time: what decodes took of it makes the chunk smaller, never larger.
+        newest, known = took_s / num_prefill, self._prefill_token_s
+        self._prefill_token_s = newest if known is None else known + _NEWEST_WEIGHT * (newest - known)
 
     def advance(self, work: list[Work]) -> None:
         """Record that a step has computed its work, without the guesses; full blocks become available for reuse."""
@@ -132,11 +175,24 @@ class Scheduler:
             work.append(Work(sequence, num_new, num_drafts))
         return work
 
-    def _admit(self, plan: dict[Sequence, int], budget: int) -> None:
-        while self.waiting and budget > 0 and len(self.running) < self._max_num_seqs:
+    def _chunk_budget(self, plan: dict[Sequence, int]) -> int:
+        """Return how many prompt tokens may come beside what is planned already."""
+        chunks = [num_new for sequence, num_new in plan.items() if sequence.num_pending > 1]
+        if len(chunks) == len(plan):  # nobody decodes
+            return self._max_step_tokens
+        limit = _FIRST_CHUNK_TOKENS
+        if self._prefill_token_s:
+            limit = max(int(MAX_PAUSE_S / self._prefill_token_s), _MIN_CHUNK_TOKENS)
+        return max(limit - sum(chunks), 0)
+
+    def _admit(self, plan: dict[Sequence, int]) -> None:
+        while self.waiting and len(self.running) < self._max_num_seqs:
+            budget = min(self._max_step_tokens - sum(plan.values()), self._chunk_budget(plan))
             sequence = self.waiting[0]
             leader = sequence.leader
             if leader is not None and not leader.finished and leader.num_computed < leader.num_prompt_tokens:
+                return
+            if budget == 0:
                 return
             self._take_cached_prefix(sequence)
             num_new = min(sequence.num_pending, budget)
@@ -150,14 +206,27 @@ class Scheduler:
             self.waiting.popleft()
             self.running.append(sequence)
             plan[sequence] = num_new
-            budget -= num_new
+
+    def _wait(self, sequence: Sequence, *, before_equals: bool) -> None:
+        """Queue a sequence behind those of higher priority, and before or behind those of its own."""
+        priority = self._priority(sequence)
+        if not before_equals and (not self.waiting or self._priority(self.waiting[-1]) >= priority):
+            self.waiting.append(sequence)
+            return
+        reached = priority if before_equals else priority - 1
+        places = (place for place, other in enumerate(self.waiting) if self._priority(other) <= reached)
+        self.waiting.insert(next(places, len(self.waiting)), sequence)
+
+    def _priority(self, sequence: Sequence) -> int:
+        return self._standings[sequence].priority
 
     def _reserve(self, sequence: Sequence, num_new: int, plan: dict[Sequence, int]) -> bool:
-        """Grow a running sequence, preempting the last admitted ones if need be; False if it was itself the last."""
+        """Grow a running sequence, preempting others if need be; False if it was itself the next to be preempted."""
         while not self._grow(sequence, num_new):
-            victim = self.running.pop()
+            victim = min(reversed(self.running), key=self._priority)
+            self.running.remove(victim)
             self._release(victim)
-            self.waiting.appendleft(victim)
+            self._wait(victim, before_equals=True)
             self.num_preemptions += 1
             plan.pop(victim, None)
             if victim is sequence:
@@ -175,9 +244,9 @@ class Scheduler:
         return True
 
     def _take_cached_prefix(self, sequence: Sequence) -> None:
-        if not self._enable_prefix_cache:
+        if not self._enable_prefix_cache or (sequence.pool is not None and sequence.pool.needs_every_token):
             return
-        # The last token is always computed: its logits are what the sequence is here for.
+        # The last token is always computed: its hidden state is what the sequence is here for.
         for number in range((sequence.num_tokens - 1) // self.pool.block_size):
             block = self.pool.find(*self._block_identity(sequence, number))
             if block is None:
@@ -191,7 +260,8 @@ class Scheduler:
         keys = sequence.block_keys
         while len(keys) <= number:
             start = len(keys) * size
-            keys.append(chain_hash(keys[-1] if keys else None, sequence.token_ids[start : start + size]))
+            parent = keys[-1] if keys else self._standings[sequence].cache_root
+            keys.append(chain_hash(parent, sequence.token_ids[start : start + size]))
         return keys[number], sequence.token_ids[number * size : (number + 1) * size]
 
     def _release(self, sequence: Sequence) -> None:

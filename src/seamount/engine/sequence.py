@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from seamount.core.sampling import SamplingParams
+
+if TYPE_CHECKING:  # these hold tensors, and the scheduler, which works on sequences, does without
+    from .grammar import Constraint
+    from .pooling import Pool
 
 
 class Sequence:
@@ -16,6 +22,8 @@ class Sequence:
         num_cached: prompt tokens that came from the prefix cache at first admission.
         leader: sibling whose prompt is computed first, so that this one finds it in the prefix cache.
         draft_token_ids: guesses of what follows `token_ids`, which the next step may verify.
+        constraint: what its grammar says of the next token; None without one. It has followed all output tokens.
+        pool: gathers the prompt's hidden states, of which an embedding is made; None where tokens are sampled.
     """
 
     def __init__(
@@ -27,6 +35,8 @@ class Sequence:
         seed: int,
         max_tokens: int,
         leader: Sequence | None = None,
+        constraint: Constraint | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.request_id = request_id
         self.index = index
@@ -34,6 +44,8 @@ class Sequence:
         self.seed = seed
         self.max_tokens = max_tokens
         self.leader = leader
+        self.constraint = constraint
+        self.pool = pool
         self.token_ids = list(prompt_token_ids)
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_computed = 0

@@ -32,6 +32,7 @@ from .messages import (
     frame,
     frame_length,
 )
+from .pacing import Pacer
 
 # Progress messages at most this often; loading thousands of tensors should not mean thousands of messages.
 _PROGRESS_INTERVAL_S = 0.1
@@ -87,13 +88,16 @@ def serve(connection: Connection) -> None:
     if engine is None:
         return
     connection.send(Ready(engine.facts))
+    pacer = Pacer()
     while True:
         pending += connection.receive(wait=engine.idle and not pending)
         chunks = [chunk for message in pending for chunk in _handle(engine, message)]
         pending = []
         if not engine.idle:
             chunks += engine.step()
-        connection.send(Stepped(tuple(chunks), engine.stats()))
+        pacer.add(chunks)
+        if engine.idle or pacer.is_due():
+            connection.send(Stepped(pacer.take(), engine.stats()))
 
 
 def _load(connection: Connection, start: Start) -> EngineCore | None:

@@ -15,14 +15,17 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 import torch
 
@@ -150,18 +153,18 @@ def _build(compiler: str, path: Path) -> None:
         objects = [Path(work) / f"{source.stem}.o" for source in sources]
         done = 0
         _say(f"Compiling {len(sources)} kernel files for this machine (once) ...")
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        with Commands() as commands:
             jobs = [
-                pool.submit(_run, [compiler, *_COMMON, *_flags(source), "-c", str(source), "-o", str(target)])
+                commands.begin([compiler, *_COMMON, *_flags(source), "-c", str(source), "-o", str(target)])
                 for source, target in zip(sources, objects, strict=True)
             ]
             for job in jobs:
                 job.result()
                 done += 1
                 _say(f"\r  {done} of {len(sources)}", end="")
-        _say("")
-        linked = Path(work) / "linked.so"
-        _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)])
+            _say("")
+            linked = Path(work) / "linked.so"
+            commands.begin([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(linked)]).result()
         digest = hashlib.sha256(linked.read_bytes()).hexdigest()
         os.replace(linked, path)
         linked.write_text(digest, "ascii")
@@ -202,8 +205,51 @@ def _flags(source: Path) -> tuple[str, ...]:
     return next((flags for ending, flags in _FLAGS.items() if source.stem.endswith(ending)), ())
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, capture_output=True, text=True, check=True)
+class Commands:
+    """Commands that run beside each other, as many as there are processors. Left by an error, Ctrl-C included, it ends
+    those that run, their children too, and begins no more.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            with self._lock:
+                self._ended = True
+                for process in self._running:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
+        self._pool.shutdown(cancel_futures=kind is not None)
+
+    def begin(self, command: list[str]) -> Future[None]:
+        """Run a command when there is room.
+
+        Raises (the future):
+            CalledProcessError: it failed; holds what it said.
+        """
+        return self._pool.submit(self._run, command)
+
+    def _run(self, command: list[str]) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            # In a group of its own: the compiler is a driver whose children do the work.
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+            )
+            self._running.add(process)
+        out, err = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command, out, err)
 
 
 def _say(text: str, end: str = "\n") -> None:

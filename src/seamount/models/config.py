@@ -95,6 +95,7 @@ class ModelConfig:
         quantization: how linear weights are stored, where that is not as numbers of `dtype`. GGUF files say it of
             each tensor instead.
         latent, experts: set for the DeepSeek families only (experts also None where a model has none).
+        has_head: hidden states become logits; a model without a head makes embeddings only.
     """
 
     family: str
@@ -120,6 +121,7 @@ class ModelConfig:
     experts: ExpertsConfig | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    has_head: bool = True
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
@@ -175,11 +177,21 @@ class ModelConfig:
             "quantization": QuantizationConfig.from_config(raw, where=where),
             "bos_token_id": fields.optional_integer("bos_token_id", 0, _MAX_VOCAB),
             "eos_token_ids": fields.integers("eos_token_id", 0, _MAX_VOCAB),
+            "has_head": _has_head(raw),
         }
         attention_bias = fields.boolean("attention_bias", default=False)
         if family in DEEPSEEK_FAMILIES:
             return cls(**common, **_deepseek(fields, family, num_heads, attention_bias))
         return cls(**common, **_dense(fields, family, hidden_size, num_heads, attention_bias))
+
+
+def _has_head(raw: dict[str, Any]) -> bool:
+    """Whether the class that was saved ends in a head: a base model, such as `Qwen3Model`, does not."""
+    names = raw.get("architectures")
+    is_base = (
+        isinstance(names, list) and names and all(isinstance(name, str) and name[-5:] == "Model" for name in names)
+    )
+    return not is_base
 
 
 def _dense(fields: Fields, family: str, hidden_size: int, num_heads: int, attention_bias: bool) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def weight_bytes(
     by_parameter: dict[str, list[Placement]] = {}
     for place in places:
         by_parameter.setdefault(place.parameter, []).append(place)
-    if precision.is_packed and config.tie_embeddings:
+    if precision.is_packed and config.tie_embeddings and config.has_head:
         by_parameter[HEAD] = by_parameter[EMBEDDING]
     total = 0
     for parameter, group in by_parameter.items():

@@ -96,11 +96,11 @@ def layer_experts(config: ModelConfig, index: int) -> ExpertsConfig | None:
 
 
 def outer_placements(config: ModelConfig) -> Iterator[Placement]:
-    """Embedding, final norm and head."""
+    """Embedding, final norm and, where there is one, head."""
     table = (config.vocab_size, config.hidden_size)
     yield Placement("model.embed_tokens.weight", "embed_tokens.weight", table)
     yield Placement("model.norm.weight", "norm.weight", (config.hidden_size,))
-    if not config.tie_embeddings:
+    if config.has_head and not config.tie_embeddings:
         yield Placement("lm_head.weight", "lm_head.weight", table)
 
 

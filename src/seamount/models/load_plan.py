@@ -25,11 +25,13 @@ from .gguf_config import hf_config
 from .gguf_keymap import GgufEntry, gguf_entries
 from .keymap import Placement, is_ignored, placements, shared_copies
 from .locate import is_gguf
+from .pooling_config import is_embedding_folder
 from .quantized_config import ExpectedPart
 
 _LOG = logging.getLogger(__name__)
 _FP8 = "F8_E4M3"
 _SCALE_SUFFIX = "_scale_inv"
+_BASE, _TABLE, _HEAD = "model.", "embed_tokens.weight", "lm_head."
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -120,8 +122,12 @@ def plan_load(folder: Path, config: ModelConfig) -> LoadPlan:
     if is_gguf(folder):
         return _plan_gguf(folder, config)
     checkpoint = Checkpoint.from_folder(folder)
+    is_base = _BASE + _TABLE not in checkpoint.tensors and _TABLE in checkpoint.tensors
+    if is_base:
+        checkpoint = _with_whole_names(checkpoint)
     tensors = checkpoint.tensors
     config = _without_absent_mtp(config, checkpoint)
+    config = _without_absent_head(config, checkpoint, is_base=is_base)
     places: dict[str, Placement] = {}
     encoded: dict[str, Encoded] = {}
     missing = _Missing(folder, "config.json")
@@ -203,6 +209,24 @@ def _without_absent_mtp(config: ModelConfig, checkpoint: Checkpoint) -> ModelCon
         config.num_mtp_layers,
     )
     return dataclasses.replace(config, num_mtp_layers=0)
+
+
+def _with_whole_names(checkpoint: Checkpoint) -> Checkpoint:
+    """A base model that was saved by itself names its tensors without the beginning that they have within a whole."""
+    names = {name: name if name.startswith(_HEAD) else _BASE + name for name in checkpoint.tensors}
+    tensors = {
+        names[name]: dataclasses.replace(stored, name=names[name]) for name, stored in checkpoint.tensors.items()
+    }
+    return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def _without_absent_head(config: ModelConfig, checkpoint: Checkpoint, *, is_base: bool) -> ModelConfig:
+    """Weights decide: embedding models are often saved without their head, under the name of the class that had one."""
+    if any(key.startswith(_HEAD) for key in checkpoint.tensors):
+        return dataclasses.replace(config, has_head=True)
+    # Any other folder without a head was not fetched to its end; where the head is the embedding nothing shows.
+    is_without = is_base or (is_embedding_folder(checkpoint.folder) and not config.tie_embeddings)
+    return dataclasses.replace(config, has_head=False) if is_without else config
 
 
 def _quantized_layer(config: ModelConfig, checkpoint: Checkpoint, place: Placement) -> QuantizedLayer | None:

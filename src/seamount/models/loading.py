@@ -16,6 +16,7 @@ from torch import nn
 from seamount import kernels
 from seamount.core.errors import ConfigError, OutOfMemoryError
 from seamount.core.settings import QuantizationName
+from seamount.core.sizes import size_text
 
 from .config import ModelConfig
 from .footprint import weight_bytes
@@ -86,7 +87,8 @@ def load_planned(
         if place.parameter not in apart:
             by_file.setdefault(plan.file_of(key), []).append(place)
     total = sum(plan.num_bytes(key) for key in plan.places)
-    if precision.is_packed and plan.config.tie_embeddings:  # the table is read once more, as the head
+    # The table is read once more, as the head.
+    if precision.is_packed and plan.config.tie_embeddings and plan.config.has_head:
         total += sum(plan.num_bytes(key) for key, place in plan.places.items() if place.parameter == EMBEDDING)
     with Reader(plan, total, progress) as reader:
         for places in by_file.values():
@@ -126,8 +128,8 @@ def _check_memory(plan: LoadPlan, precision: Precision, device: torch.device) ->
     needed, available = planned_bytes(plan, precision), available_bytes(device)
     if needed > available:
         raise OutOfMemoryError(
-            f"The weights take {needed / 2**30:.1f} GiB in {str(precision.dtype).removeprefix('torch.')}; "
-            f"{available / 2**30:.1f} GiB are available on {device}.",
+            f"The weights take {size_text(needed)} in {str(precision.dtype).removeprefix('torch.')}; "
+            f"{size_text(available)} is available on {device}.",
             hint="Free memory, use a 16-bit dtype, quantize, or take a smaller model.",
         )
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from seamount.core.errors import InvalidRequestError
 
+from .reasoning import THINK_CLOSE, THINK_OPEN
+
 _ROLES = ("system", "user", "assistant", "tool")
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CONTENT_IS_NONE = re.compile(r"content(['\"]\])?\s+is\s+(not\s+)?none")
@@ -35,6 +37,55 @@ def prepare_messages(messages: Sequence[Mapping[str, Any]], source: str) -> list
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequestError("messages must be a list with at least one message.", param="messages")
     return [_prepare(message, f"messages[{index}]", source) for index, message in enumerate(messages)]
+
+
+def check_beginning(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse what cannot be continued.
+
+    Raises:
+        InvalidRequestError: the last message is not the assistant's, makes calls, or stands alone.
+    """
+    if messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls") or len(messages) < 2:
+        raise InvalidRequestError(
+            "Only an assistant's message without tool calls, behind another message, can be continued.",
+            param="messages",
+        )
+
+
+def begin_answer(prompt: str, message: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return the prompt with an answer's beginning behind it, and whether that ends in the reasoning.
+
+    Content ends the reasoning that the prompt opens, unless it begins with the opening tag itself.
+
+    Raises:
+        InvalidRequestError: the message has reasoning, and the prompt opens none.
+    """
+    reasoning, content = message.get("reasoning_content") or "", message.get("content") or ""
+    bare = content.lstrip()
+    if not prompt.rstrip().endswith(THINK_OPEN):
+        if reasoning:
+            raise InvalidRequestError(
+                "The last message has reasoning, and the prompt opens none, so it cannot be continued.",
+                hint="Leave it out, or switch thinking on.",
+                param="messages",
+            )
+        return prompt + content, bare.startswith(THINK_OPEN) and THINK_CLOSE not in bare
+    if not reasoning and bare.startswith(THINK_OPEN):
+        content = bare.removeprefix(THINK_OPEN)
+        return prompt.rstrip() + content, THINK_CLOSE not in content
+    if not content:
+        return prompt + reasoning, True
+    # Templates that write a newline behind the opening tag write them round the closing one too.
+    close = f"\n{THINK_CLOSE}\n\n" if prompt.endswith("\n") else THINK_CLOSE
+    return prompt + reasoning + close + content, False
+
+
+def with_system_text(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+    """Return the messages with more said in the system's, which is put in front where there is none."""
+    if messages and messages[0]["role"] == "system":
+        said = messages[0].get("content") or ""
+        return [{**messages[0], "content": f"{said}\n\n{text}" if said else text}, *messages[1:]]
+    return [{"role": "system", "content": text}, *messages]
 
 
 def _prepare(message: Mapping[str, Any], where: str, source: str) -> dict[str, Any]:

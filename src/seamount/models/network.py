@@ -89,7 +89,8 @@ class CausalLM(nn.Module):
         self.embed_tokens = nn.Embedding.from_pretrained(table, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        own_head = config.has_head and not config.tie_embeddings
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False) if own_head else None
         self.is_packed = False
         self.mtp = nn.ModuleList(MtpBlock(config, config.num_layers + i) for i in range(config.num_mtp_layers))
         rotated = config.latent.qk_rope_head_dim if config.latent else config.head_dim
@@ -114,6 +115,8 @@ class CausalLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return fp32 logits `[N, vocab_size]` of normalised hidden states `[N, C]`."""
+        if not self.config.has_head:
+            raise ValueError("a model without a head has no logits")
         if self.lm_head is None:
             return F.linear(hidden, self.embed_tokens.weight).float()
         return self.lm_head(hidden).float()

@@ -154,7 +154,7 @@ class _Maker:
             elif isinstance(module, Linear) and not name.endswith(".kv_b_proj"):
                 shape = (module.out_features, module.in_features)
                 yield self._matrix(f"{name}.weight", shape, module.use_packed, bias=module.bias)
-        if model.lm_head is None:
+        if model.lm_head is None and model.config.has_head:
             yield self._tied_head(model)
 
     def _matrix(

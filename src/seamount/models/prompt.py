@@ -19,16 +19,18 @@ from seamount.core.sampling import SamplingParams
 from .builtin_templates import choose_template
 from .guard import MarkerGuard
 from .locate import is_gguf
-from .messages import prepare_messages
+from .messages import begin_answer, check_beginning, prepare_messages, with_system_text
 from .reasoning import THINK_OPEN, Delta, ReasoningParser
 from .template import MAX_TEMPLATE_CHARS, ChatTemplate
 from .tokenizer import Detokenizer, TextTokenizer, read_json_object, read_text
+from .tools import ToolFormat, choose_format
 
 __all__ = ["Delta", "Detokenizer", "EncodedPrompt", "PromptEncoder", "ReasoningParser"]
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SAMPLING_FIELDS = ("temperature", "top_p", "top_k", "repetition_penalty")
 _RENDER_CHARS_PER_TOKEN = 8  # beyond this many times the limit, messages are counted before they are rendered
+_THINKING_SWITCHES = ("thinking", "enable_thinking")  # each is a family's name for it
 _RESERVED_KWARGS = ("messages", "tools", "continue_final_message", *_NAMED_TOKENS)
 
 
@@ -58,6 +60,8 @@ class PromptEncoder:
         has_chat_template: whether `encode_chat` can be used.
         template_source: "checkpoint", "built-in NAME", or "none".
         template_takes_tools: whether the chat template reads `tools`.
+        tool_format: how the model writes tool calls; None where that is not known. With it a template that does
+            not read tools can be offered some: they are told in the system message.
         default_sampling: the checkpoint's recommended temperature, top_p, top_k and repetition_penalty, those
             it gives; temperature 0 alone where it recommends greedy decoding.
     """
@@ -97,6 +101,7 @@ class PromptEncoder:
         }
         self.has_chat_template = bool(self._templates)
         self.template_takes_tools = any(_mentions(t.source, "tools") for t in self._templates.values())
+        self.tool_format = self._choose_tool_format()
 
     @classmethod
     def from_folder(cls, folder: Path) -> PromptEncoder:
@@ -181,6 +186,7 @@ class PromptEncoder:
         tools: Sequence[Mapping[str, Any]] | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
         limit: int | None = None,
+        continue_final: bool = False,
     ) -> EncodedPrompt:
         """Render a conversation through the chat template and encode it, ready for the answer.
 
@@ -193,10 +199,11 @@ class PromptEncoder:
             tools: OpenAI's tool schemas.
             template_kwargs: variables for the template, such as `thinking` or `enable_thinking`.
             limit: as for `encode_text`.
+            continue_final: the last message, the assistant's, is the beginning of the answer.
 
         Raises:
-            InvalidRequestError: messages, tools or arguments are malformed, or the template refuses or
-                ignores them.
+            InvalidRequestError: messages, tools or arguments are malformed, the template refuses or
+                ignores them, or the last message cannot be continued.
             CheckpointError: the template itself is broken or breaks its limits.
             ConfigError: the checkpoint has no chat template.
             ContextTooLongError: the prompt is certainly longer than `limit`.
@@ -209,7 +216,12 @@ class PromptEncoder:
         said = "".join((message.get("content") or "").strip() for message in prepared if message["role"] == "user")
         if limit is not None and len(said) > _RENDER_CHARS_PER_TOKEN * limit:
             self._check_length(said, limit, param="messages")
+        if continue_final:
+            check_beginning(prepared)
         (prepared, schemas, extra), literals = self._guard.guard(prepared, list(tools) if tools else None, extra)
+        beginning = prepared.pop() if continue_final else None
+        if schemas and self.tool_format is not None and not self.template_takes_tools:
+            prepared = with_system_text(prepared, self.tool_format.system_text(schemas))
         variables = {
             **self._named_tokens,
             "documents": None,
@@ -221,6 +233,10 @@ class PromptEncoder:
         text = template.render(variables)
         self._check_length(text, limit, param="messages", literals=literals)
         self._check_tools_are_kept(template, variables, text)
+        starts_in_reasoning = text.rstrip().endswith(THINK_OPEN)
+        if beginning is not None:
+            text, starts_in_reasoning = begin_answer(text, beginning)
+            self._check_length(text, limit, param="messages", literals=literals)
         if literals:
             token_ids = self._tokenizer.encode_guarded(text, literals)
             text = text.translate({ord(placeholder): first for placeholder, first in literals.items()})
@@ -228,11 +244,28 @@ class PromptEncoder:
             token_ids = self._tokenizer.encode(text, add_special_tokens=False)
         if not token_ids:
             raise InvalidRequestError("The chat template makes an empty prompt of these messages.", param="messages")
-        return EncodedPrompt(token_ids, text, starts_in_reasoning=text.rstrip().endswith(THINK_OPEN))
+        return EncodedPrompt(token_ids, text, starts_in_reasoning=starts_in_reasoning)
+
+    def thinking_switches(self, *, on: bool) -> dict[str, bool] | None:
+        """Return the template's arguments with which the model reasons before it answers, or does not.
+
+        Empty where it does so anyway; None where it cannot be had. A model whose template has no switch reasons always,
+        if its vocabulary has the tag at all.
+        """
+        source = self._templates["default"].source if self._templates else ""
+        name = next((name for name in _THINKING_SWITCHES if _mentions(source, name)), None)
+        if name is not None:
+            return {name: on}
+        return {} if on == (self._tokenizer.token_id(THINK_OPEN) is not None) else None
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids; `<think>` and `</think>` are kept in any case."""
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The checkpoint's tokenizer, for who must see the whole vocabulary."""
+        return self._tokenizer
 
     def token_text(self, token_id: int) -> str:
         """Return one token's text; U+FFFD where it holds part of a character."""
@@ -273,11 +306,17 @@ class PromptEncoder:
             and all(isinstance(tool, Mapping) for tool in tools)
         ):
             raise InvalidRequestError("tools must be a list of objects.", param="tools")
-        if tools and not self.template_takes_tools:
+        if tools and not self.template_takes_tools and self.tool_format is None:
             raise InvalidRequestError("This model's chat template takes no tools.", param="tools")
         if tools and "tool_use" in self._templates:
             return self._templates["tool_use"]
         return self._templates["default"]
+
+    def _choose_tool_format(self) -> ToolFormat | None:
+        if not self._templates:
+            return None
+        markers = {self._tokenizer.added_tokens[token_id] for token_id in self._tokenizer.marker_ids}
+        return choose_format(self._templates.get("tool_use", self._templates["default"]).source, markers)
 
     def _check_tools_are_kept(self, template: ChatTemplate, variables: Mapping[str, Any], text: str) -> None:
         """Refuse a history with tool calls or results of which nothing arrives in the rendered text.

@@ -11,22 +11,18 @@ ended. It costs about a tenth of a second once, a few MB, and well under a milli
 from __future__ import annotations
 
 import json
-import os
-import struct
-import subprocess
-import sys
 import threading
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from seamount.core.errors import BackendError, CapacityError, CheckpointError, InvalidRequestError
+from seamount.core.errors import CapacityError, CheckpointError, InvalidRequestError
+
+from .sandbox import WALL_LIMIT_S, SandboxProcess
 
 CPU_LIMIT_S = 2.0
-WALL_LIMIT_S = 20.0  # for a child that waits instead of working; generous, since a busy machine must not trip it
 MEMORY_LIMIT_BYTES = 1 << 30
 MAX_TEXT_CHARS = 32 << 20
 MAX_TEMPLATE_CHARS = 1 << 20
@@ -59,7 +55,7 @@ class ChatTemplate:
         self._cpu_limit_s = cpu_limit_s
         self._memory_limit_bytes = memory_limit_bytes
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._child: SandboxProcess | None = None
 
     def check(self) -> None:
         """Compile the template, starting the child.
@@ -107,11 +103,11 @@ class ChatTemplate:
         finally:
             self._lock.release()
 
-    def _ready_child(self) -> _Child:
+    def _ready_child(self) -> SandboxProcess:
         if self._child is not None and self._child.is_usable():
             return self._child
         self._drop_child()
-        child = _Child()
+        child = SandboxProcess(_SANDBOX)
         order = {
             "template": self.source,
             "cpu_s": self._cpu_limit_s,
@@ -159,67 +155,3 @@ class ChatTemplate:
             f"The chat template in {self.name} broke its limits: {problem}.",
             hint="It loops or writes without end for this input; mend or replace it.",
         )
-
-
-class _Child:
-    """A running sandbox process and its pipes."""
-
-    def __init__(self) -> None:
-        if not sys.executable:
-            raise BackendError("The Python interpreter's path is unknown, so chat templates cannot be rendered.")
-        self._pid = os.getpid()
-        self._process = subprocess.Popen(
-            [sys.executable, "-I", str(_SANDBOX)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={},
-            start_new_session=True,  # a terminal's Ctrl-C is for the parent alone
-        )
-        self._close = weakref.finalize(self, _end, self._process, self._pid)
-
-    def is_usable(self) -> bool:
-        """False after its end, and in a fork of the process that started it: two cannot share pipes."""
-        return self._pid == os.getpid() and self._process.poll() is None
-
-    def ask(self, message: bytes) -> dict[str, str] | None:
-        """Send one message and return the answer; None when the child ended instead."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        if stdin is None or stdout is None:
-            return None
-        watchdog = threading.Timer(WALL_LIMIT_S, self._process.kill)
-        watchdog.daemon = True
-        watchdog.start()
-        try:
-            stdin.write(struct.pack(">I", len(message)) + message)
-            stdin.flush()
-            header = stdout.read(4)
-            if len(header) < 4:
-                return None
-            body = stdout.read(struct.unpack(">I", header)[0])
-        except OSError:  # the pipe broke: the child was ended while it read
-            return None
-        finally:
-            watchdog.cancel()
-        try:
-            answer = json.loads(body)
-        except ValueError:  # cut off in the middle
-            return None
-        return answer if isinstance(answer, dict) else None
-
-    def close(self) -> None:
-        """End the process. Idempotent."""
-        self._close()
-
-
-def _end(process: subprocess.Popen[bytes], pid: int) -> None:
-    if pid != os.getpid():
-        return  # a fork's copy: the process belongs to the parent
-    process.kill()
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            try:
-                pipe.close()
-            except OSError:
-                continue  # unsent bytes for a process that is gone

@@ -42,6 +42,7 @@ class TextTokenizer:
         vocab_size: highest token id plus one.
         added_tokens: text of the tokens that are matched before splitting, by id.
         special_ids: ids that `skip_special_tokens` drops; never the reasoning tags, flagged or not.
+        marker_ids: ids of the tokens that mark something and are no text: `special_ids` and all others spelled `<...>`.
     """
 
     def __init__(self, folder: Path, special_tokens: Iterable[str] = (), *, text: str | None = None) -> None:
@@ -62,6 +63,9 @@ class TextTokenizer:
         self.special_ids = frozenset(
             token_id for token_id, token in added.items() if token.special and token.content not in REASONING_TAGS
         )
+        self.marker_ids = self.special_ids | {
+            token_id for token_id, text in self.added_tokens.items() if text.startswith("<") and text.endswith(">")
+        }
         self.vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if self.vocab_size == 0:
             raise CheckpointError(f"{path} has an empty vocabulary.")
@@ -144,12 +148,25 @@ class TextTokenizer:
                 ids.append(token_id)
         return tuple(ids)
 
-    def _encode_plain(self, text: str, *, at_start: bool) -> list[int]:
+    def encode_inside(self, text: str) -> list[int]:
+        """Return the ids of plain letters in the middle of a text; markers are not looked for.
+
+        Raises:
+            InvalidRequestError: the text holds a lone surrogate.
+        """
         # Some tokenizers treat the beginning of the whole text in their own way; behind the stand-in it is
         # the middle.
-        text = text if at_start else _STAND_IN + text
-        ids: list[int] = _encode(self._plain_tokenizer, text, add_special_tokens=False, with_offsets=False).ids
-        ids = ids if at_start else ids[1:]
+        ids: list[int] = _encode(
+            self._plain_tokenizer, _STAND_IN + text, add_special_tokens=False, with_offsets=False
+        ).ids
+        return ids[1:]
+
+    def _encode_plain(self, text: str, *, at_start: bool) -> list[int]:
+        ids: list[int] = (
+            _encode(self._plain_tokenizer, text, add_special_tokens=False, with_offsets=False).ids
+            if at_start
+            else self.encode_inside(text)
+        )
         if any(token_id in self.special_ids for token_id in ids):
             raise InvalidRequestError(
                 "A message holds a special token's text, which this tokenizer cannot write as plain text.",

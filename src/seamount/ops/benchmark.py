@@ -265,7 +265,7 @@ def why_not(shape: Shape, facts: ModelFacts, config: EngineConfig) -> str | None
         return f"{length} tokens exceed the context of {facts.max_model_len}"
     for name, limit in (("max_num_seqs", config.max_num_seqs), ("max_waiting", config.max_waiting)):
         if shape.concurrency > limit:
-            return f"{name} is {limit}"
+            return f"{name} is {limit}; --{name.replace('_', '-')} {shape.concurrency} would do"
     shared = shape.shared_prefix_tokens // facts.block_size if config.enable_prefix_cache else 0
     own = -(-length // facts.block_size) - shared
     needed = shared + shape.concurrency * own

@@ -17,6 +17,7 @@ import torch
 from seamount import kernels
 from seamount.core.errors import ConfigError, OutOfMemoryError, RequestError
 from seamount.core.settings import DTypeName, EngineConfig, QuantizationName
+from seamount.core.sizes import size_text
 from seamount.engine.memory import plan_memory
 from seamount.kernels import hardware
 from seamount.models.config import ModelConfig
@@ -24,6 +25,7 @@ from seamount.models.footprint import cache_bytes_per_token, num_active_paramete
 from seamount.models.keymap import Placement
 from seamount.models.loading import LoadPlan, choose_precision, plan_load, planned_bytes
 from seamount.models.memory import available_bytes
+from seamount.models.pooling_config import read_pooling
 from seamount.models.precision import EMBEDDING, Precision
 from seamount.models.prompt import PromptEncoder
 
@@ -37,8 +39,9 @@ class Inspection:
     """A checkpoint, and this machine's answer to it.
 
     Attributes:
-        num_parameters, num_active_parameters: total, and used per token.
-        num_mtp_layers: multi-token-prediction blocks that the weights hold.
+        num_parameters, num_active_parameters: total, and used per token; without MTP blocks.
+        num_mtp_layers, num_mtp_parameters: multi-token-prediction blocks that the weights hold; not loaded unless the
+            setting speculation asks for them, and not counted in weight_bytes and cache_bytes_per_token.
         stored_bytes: bytes on disk by stored type, most first.
         stored_as: the format, and the quantization where there is one.
         weight_bytes: memory of the weights, once loaded.
@@ -47,6 +50,8 @@ class Inspection:
         template_source: "checkpoint", "built-in NAME" or "none".
         starts_in_reasoning: answers begin inside `<think>` unless told otherwise.
         thinking_switch: the template's variable that turns reasoning on and off, where there is one.
+        embeddings: how it makes embeddings; None where it is not made for them.
+        generates: it can continue text.
         dtype, device, num_threads, cpu_features, kernels: what would run it.
         free_bytes: memory that is available on the device.
         fitting_context: tokens of prompt plus output that fit beside the weights; 0 when the model does not fit.
@@ -59,6 +64,7 @@ class Inspection:
     num_parameters: int
     num_active_parameters: int
     num_mtp_layers: int
+    num_mtp_parameters: int
     stored_bytes: dict[str, int]
     num_files: int
     stored_as: str
@@ -70,6 +76,8 @@ class Inspection:
     template_source: str
     starts_in_reasoning: bool
     thinking_switch: str | None
+    embeddings: str | None
+    generates: bool
     dtype: str
     device: str
     num_threads: int
@@ -91,10 +99,13 @@ class Inspection:
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value, in words, in the order of reading; warnings are not among them."""
-        stored = ", ".join(f"{kind} {_size(count)}" for kind, count in self.stored_bytes.items())
+        stored = ", ".join(f"{kind} {size_text(count)}" for kind, count in self.stored_bytes.items())
         reasoning = "answers begin with it" if self.starts_in_reasoning else "not begun by the template"
         if self.thinking_switch:
             reasoning += f"; switch: {self.thinking_switch}"
+        mtp = str(self.num_mtp_layers)
+        if self.num_mtp_layers:
+            mtp += f", {_count(self.num_mtp_parameters)} parameters; loaded only for --speculation"
         if self.fits:
             fit = f"yes, up to {self.fitting_context:,} of {self.declared_context:,} tokens of context"
         else:
@@ -103,18 +114,19 @@ class Inspection:
             ("Folder", self.folder),
             ("Family", self.family),
             ("Parameters", f"{_count(self.num_parameters)}, {_count(self.num_active_parameters)} active per token"),
-            ("MTP blocks", str(self.num_mtp_layers)),
+            ("MTP blocks", mtp),
             ("Format", self.stored_as),
             ("Stored", f"{stored} in {self.num_files} file(s)"),
             ("Context", f"{self.declared_context:,} tokens declared"),
             ("Vocabulary", f"{self.vocab_size:,} rows, {self.tokenizer_size:,} tokens in the tokenizer"),
             ("Chat template", self.template_source),
             ("Reasoning", reasoning),
+            ("Embeddings", f"{self.embeddings or 'no'}{'' if self.generates else '; it continues no text'}"),
             ("Runs on", f"{self.device}, {self.dtype}, {self.num_threads} thread(s), {self.kernels}"),
             ("CPU features", " ".join(self.cpu_features) or "unknown"),
-            ("Weights", _size(self.weight_bytes)),
+            ("Weights", size_text(self.weight_bytes)),
             ("Cache per token", f"{self.cache_bytes_per_token:,} bytes"),
-            ("Free memory", _size(self.free_bytes)),
+            ("Free memory", size_text(self.free_bytes)),
             ("Fits", fit),
         ]
 
@@ -132,7 +144,8 @@ def inspect_checkpoint(
         ConfigError: there is no such device, or it cannot do what was asked for.
     """
     declared = ModelConfig.from_folder(folder)
-    plan = plan_load(folder, declared)
+    stored = plan_load(folder, declared)
+    plan = stored.without_mtp()  # by default it is not loaded
     config = plan.config
     target = hardware.choose_device(device)
     dtype_name = config.dtype if dtype == "auto" else dtype
@@ -143,7 +156,7 @@ def inspect_checkpoint(
     context, shortage = _fit(config, EngineConfig(model=str(folder), dtype=dtype), kind, weight_bytes, free)
     prompts = _Prompts.of(folder)
     features = hardware.cpu_features()
-    warnings = [*_folder_warnings(folder, declared, plan), *prompts.warnings]
+    warnings = [*_folder_warnings(folder, declared, stored), *prompts.warnings]
     if 0 < context < config.max_position:
         warnings.append(f"Memory limits the context to {context:,} of {config.max_position:,} tokens.")
     if target.type == "cpu" and dtype_name != "float32" and features and not _FAST_HALF & set(features):
@@ -155,7 +168,8 @@ def inspect_checkpoint(
         family=config.family,
         num_parameters=num_parameters(config),
         num_active_parameters=num_active_parameters(config),
-        num_mtp_layers=config.num_mtp_layers,
+        num_mtp_layers=stored.config.num_mtp_layers,
+        num_mtp_parameters=num_parameters(stored.config) - num_parameters(config),
         stored_bytes=_stored_bytes(plan),
         num_files=len(plan.checkpoint.files),
         stored_as=_stored_as(plan),
@@ -167,6 +181,8 @@ def inspect_checkpoint(
         template_source=prompts.template_source,
         starts_in_reasoning=prompts.starts_in_reasoning,
         thinking_switch=prompts.thinking_switch,
+        embeddings=_embeddings(folder, config),
+        generates=config.has_head,
         dtype=dtype_name,
         device=str(target),
         num_threads=hardware.default_threads(),
@@ -186,6 +202,15 @@ def _fit(
         return plan_memory(config, settings, kind, weight_bytes, free).max_model_len, None
     except OutOfMemoryError as error:
         return 0, str(error)
+
+
+def _embeddings(folder: Path, config: ModelConfig) -> str | None:
+    found = read_pooling(folder, config, max_tokens=config.max_position)
+    if found is None:
+        return None
+    which = {"last": "the last token's hidden state", "first": "the first token's", "mean": "the mean of all tokens"}
+    scaled = ", scaled to length 1" if found.normalize else ""
+    return f"{which[found.pooling]}{scaled}; {found.num_dimensions:,} numbers, texts up to {found.max_tokens:,} tokens"
 
 
 def _stored_bytes(plan: LoadPlan) -> dict[str, int]:
@@ -281,10 +306,6 @@ def _switches(encoder: PromptEncoder, name: str) -> bool:
     except RequestError:  # the template does not read it
         return False
     return on != off
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.2f} MB"
 
 
 def _count(number: int) -> str:

@@ -43,12 +43,17 @@ def error_event(envelope: dict[str, Any]) -> Callable[[Exception], str]:
     """Return what turns a failure midway into the stream's last event, which carries the stream's constant fields."""
 
     def make(error: Exception) -> str:
-        if not isinstance(error, SeamountError):
-            log_failure(error)
-            error = EngineError("The server failed on this request; its log says where.", code="internal_error")
-        return event(json.dumps({**envelope, "choices": [], "error": error_body(error)}))
+        return event(json.dumps({**envelope, "choices": [], "error": error_body(typed(error))}))
 
     return make
+
+
+def typed(error: Exception) -> SeamountError:
+    """Return what a client is told of a failure; one that nobody foresaw is logged, and told without its words."""
+    if isinstance(error, SeamountError):
+        return error
+    log_failure(error)
+    return EngineError("The server failed on this request; its log says where.", code="internal_error")
 
 
 def finish_reason(reason: FinishReason | None) -> Literal["stop", "length"] | None:

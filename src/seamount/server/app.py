@@ -5,40 +5,53 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
-from fastapi.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 
+from seamount.core.database import Database
 from seamount.core.errors import NotFoundError
 from seamount.core.ports import Engine
 from seamount.core.settings import ServerConfig
+from seamount.security.authenticators import OpenOnLoopback
 from seamount.version import __version__
 
 from . import errors
+from .access import Access, check_rules, may_use_model, permit_model
+from .admin_keys import add_admin_keys
+from .admission_call import Gate
+from .batches import add_batches
 from .body import StrictRoute
 from .chat import chat
 from .completions import complete
+from .embeddings import add_embeddings
 from .encoder import Encoder
 from .errors import error_body
-from .metrics import CONTENT_TYPE
-from .middleware import BodyLimit, Edge, Guard, Head
+from .files_upload import FORM_BYTES
+from .messages import add_messages
+from .metering import MeteredEngine
+from .metrics import CONTENT_TYPE, Metrics
+from .middleware import BodyLimit, Door, Edge, Guard, Head
+from .pages import PAGE_HEADERS, PageFiles
+from .reference import DescribedApp, add_reference
+from .responses import add_responses, clean_at_start
+from .responses_store import ResponseStore
 from .service import Service
-from .wire.chat import ChatRequest, ChatResponse
+from .tokens import add_tokens
+from .wire.chat import ChatChunk, ChatRequest, ChatResponse
 from .wire.common import ErrorBody
 from .wire.completions import CompletionRequest, CompletionResponse
 from .wire.models import ModelCard, ModelList
 
+if TYPE_CHECKING:
+    from .tracing import Spans
+
 CONSOLE_FOLDER = Path(__file__).with_name("console")
-CONTENT_SECURITY_POLICY = (
-    "default-src 'self'; img-src 'self' data:; style-src 'self'; script-src 'self'; connect-src 'self'; "
-    "object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
-)
 # FastAPI can send traces to a collector when the environment says so; nothing leaves this machine by itself.
 _NO_TELEMETRY: Any = {
     "tracing": False,
@@ -51,9 +64,11 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "The request is wrong: the error names the parameter.",
-        403: "Sent by a web page of another origin.",
+        401: "No API key, or one that is wrong, expired or revoked.",
+        403: "The key may not use this route or model; or sent by a web page of another origin.",
         404: "No such model.",
         413: "The body is too large.",
+        429: "A limit of the key is used up for now: see retry-after, and the x-ratelimit headers.",
         500: "The engine failed.",
         503: "Not now: see retry-after.",
     }.items()
@@ -61,58 +76,121 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 # A default keeps FastAPI from documenting its own 422, which never leaves this server.
 _ERRORS["default"] = {"model": ErrorBody, "description": "Any other error."}
 _PROBE_ERRORS: dict[int | str, dict[str, Any]] = {503: _ERRORS[503], "default": _ERRORS["default"]}
-_STREAM_SCHEMA: dict[str, Any] = {
-    "text/event-stream": {"schema": {"type": "string", "description": "`data: {chunk}` events, then `data: [DONE]`."}}
-}
 
 
-def create_app(engine: Engine, encoder: Encoder, config: ServerConfig) -> FastAPI:
-    """Return the ASGI application for one engine. `app.state.service` is its `Service`."""
-    service = Service(engine, encoder, config)
+def create_app(
+    engine: Engine,
+    encoder: Encoder,
+    config: ServerConfig,
+    access: Access | None = None,
+    state: Database | None = None,
+) -> FastAPI:
+    """Return the ASGI application for one engine. `app.state.service` is its `Service`.
+
+    Args:
+        access: who may come in; None: everyone on this machine, and nobody else.
+        state: where stored responses, files and batches are kept; None: nothing can be stored.
+
+    Raises:
+        ConfigError: a route has no rule that says who may use it.
+    """
+    access = access or Access(OpenOnLoopback())
+    service = Service(MeteredEngine(engine, access.ledger) if access.ledger else engine, encoder, config)
+
+    kept = None if state is None else ResponseStore(state, config.response_retention_days)
+    spans = _spans(config, service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start()
-        try:
-            yield
-        finally:
-            await service.close()
+        # To the end: closing the engine ends requests, whose tokens count, and whose spans are sent.
+        async with _sending(spans), access.running():
+            await clean_at_start(kept)
+            service.start()
+            if batches is not None:
+                batches.start()
+            try:
+                yield
+            finally:
+                if batches is not None:
+                    await batches.close()
+                await service.close()
 
-    app = FastAPI(
+    app = DescribedApp(
         title="Seamount",
         summary="OpenAI's API for DeepSeek models, on your own machine.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # these pages load their scripts from elsewhere
+        docs_url=None,  # these pages load their scripts from elsewhere; `reference` has one that does not
         redoc_url=None,
         redirect_slashes=False,
         telemetry=_NO_TELEMETRY,
     )
     app.state.service = service
+    app.state.access = access
+    app.state.on_end = spans.end if spans else None
+    app.state.grpc_address = None  # known once it is bound; see `serve`
     app.router.route_class = StrictRoute
     errors.install(app)
     _add_completions(app, service)
+    add_messages(app, service)
+    add_responses(app, service, kept if config.response_retention_days else None, _ERRORS)
+    add_tokens(app, service, _ERRORS)
+    add_embeddings(app, service, _ERRORS)
     _add_models(app, service)
     _add_probes(app, service)
     _add_console(app)
+    add_reference(app)
+    add_admin_keys(app, state, _ERRORS)
+    batches = add_batches(app, service, state, _ERRORS)
+    check_rules(app.routes)
     # The last one added is the outermost.
     app.add_middleware(Head)
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes)
+    larger = {"/v1/files": config.max_file_bytes + FORM_BYTES}
+    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes, larger=larger)
+    app.add_middleware(Gate, calls=service.calls)
+    app.add_middleware(Door, access=access, routes=app.routes)
     app.add_middleware(Guard, bound_host=config.host)
-    app.add_middleware(Edge, service=service)
+    app.add_middleware(Edge, service=service, on_end=app.state.on_end)
     return app
 
 
-def _add_completions(app: FastAPI, service: Service) -> None:
-    def responses(model: type) -> dict[int | str, dict[str, Any]]:
-        return {**_ERRORS, 200: {"model": model, "content": _STREAM_SCHEMA}}
+def _spans(config: ServerConfig, metrics: Metrics) -> Spans | None:
+    """Return what sends spans, where the settings ask for it; only then are its packages imported."""
+    if config.otlp_endpoint is None:
+        return None
+    from .tracing import Spans
 
-    @app.post("/v1/chat/completions", tags=["openai"], responses=responses(ChatResponse), response_model=None)
+    outcomes = metrics.spans.labels
+    return Spans(config.otlp_endpoint, on_sent=outcomes("sent").inc, on_dropped=outcomes("dropped").inc)
+
+
+@asynccontextmanager
+async def _sending(spans: Spans | None) -> AsyncIterator[None]:
+    """Send spans while inside, and what is left at the end."""
+    if spans is None:
+        yield
+        return
+    spans.start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(spans.close)
+
+
+def _add_completions(app: FastAPI, service: Service) -> None:
+    def responses(model: type, event: type) -> dict[int | str, dict[str, Any]]:
+        text = f"`data:` events, each a {event.__name__} in JSON, then `data: [DONE]`."
+        stream = {"text/event-stream": {"schema": {"type": "string", "description": text}}}
+        return {**_ERRORS, 200: {"model": model, "content": stream}}
+
+    chats, texts = responses(ChatResponse, ChatChunk), responses(CompletionResponse, CompletionResponse)
+
+    @app.post("/v1/chat/completions", tags=["openai"], responses=chats, response_model=None)
     async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
         """Continue a chat. With `stream`, the answer comes as server-sent events."""
         return await chat(service, body, request)
 
-    @app.post("/v1/completions", tags=["openai"], responses=responses(CompletionResponse), response_model=None)
+    @app.post("/v1/completions", tags=["openai"], responses=texts, response_model=None)
     async def create_completion(body: CompletionRequest, request: Request) -> Response:
         """Continue text or token ids as they stand. With `stream`, the answer comes as server-sent events."""
         return await complete(service, body, request)
@@ -128,12 +206,14 @@ def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["openai"], responses=_PROBE_ERRORS)
     async def list_models() -> ModelList:
         """List the models that requests may name."""
-        return ModelList(data=[card()])
+        found = card()
+        return ModelList(data=[found] if may_use_model(found.id) else [])
 
     # A name may hold slashes, as those of Hugging Face repositories do.
     @app.get("/v1/models/{model:path}", tags=["openai"], responses={404: _ERRORS[404], **_PROBE_ERRORS})
     async def get_model(model: str) -> ModelCard:
         """Describe one model."""
+        permit_model(model)
         found = card()
         service.check_model(model)
         return found
@@ -154,11 +234,10 @@ def _add_probes(app: FastAPI, service: Service) -> None:
         body = {"status": service.state(), "reason": reason.message, "error": error_body(reason)}
         return JSONResponse(body, 503, {"cache-control": "no-store"})
 
-    @app.get("/metrics", tags=["operation"], response_class=Response)
+    @app.get("/metrics", tags=["operation"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Counters and histograms in the Prometheus text format."""
-        stats = await service.engine.stats()
-        return Response(service.metrics.render(service.model_name(), stats), media_type=CONTENT_TYPE)
+        return Response(await service.render_metrics(), media_type=CONTENT_TYPE)
 
 
 def _add_console(app: FastAPI) -> None:
@@ -167,23 +246,6 @@ def _add_console(app: FastAPI) -> None:
         page = CONSOLE_FOLDER / "index.html"
         if not page.is_file():
             raise NotFoundError("This installation has no console.")
-        return FileResponse(page, headers=_CONSOLE_HEADERS)
+        return FileResponse(page, headers=PAGE_HEADERS)
 
-    app.mount("/console", _ConsoleFiles(directory=CONSOLE_FOLDER, check_dir=False))
-
-
-# no-cache: the browser asks each time whether its copy is current, so an update shows at once.
-_CONSOLE_HEADERS = {"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-cache"}
-
-
-class _ConsoleFiles(StaticFiles):
-    """Static files with the console's headers, on refusals too."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_on(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                extra = [(name.encode(), value.encode()) for name, value in _CONSOLE_HEADERS.items()]
-                message = {**message, "headers": [*message["headers"], *extra]}
-            await send(message)
-
-        await super().__call__(scope, receive, send_on)
+    app.mount("/console", PageFiles(directory=CONSOLE_FOLDER, check_dir=False))

@@ -29,9 +29,19 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
+def strict_json(text: str | bytes) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        InvalidRequestError: a name stands twice in one object.
+        ValueError, RecursionError: it is no JSON, or nested too deep.
+    """
+    return json.loads(text, object_pairs_hook=_object)
+
+
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        return json.loads(await self.body(), object_pairs_hook=_object)
+        return strict_json(await self.body())
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

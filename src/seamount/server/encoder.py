@@ -7,9 +7,10 @@ plain synchronous work; the routes call it in a thread so that a long prompt doe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from seamount.models.reasoning import ReasoningParser
+from seamount.models.tools import ToolFormat
 
 
 class Prompt(Protocol):
@@ -40,5 +41,25 @@ class Encoder(Protocol):
         template_kwargs: Mapping[str, Any] | None = None,
         limit: int | None = None,
     ) -> Prompt: ...
+    def thinking_switches(self, *, on: bool) -> Mapping[str, bool] | None: ...
+    def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = True) -> str: ...
     def token_bytes(self, token_id: int, /) -> bytes: ...
     def reasoning_parser(self, *, starts_in_reasoning: bool) -> ReasoningParser: ...
+
+
+@runtime_checkable
+class ToolEncoder(Encoder, Protocol):
+    """An encoder that also knows how its model calls tools, and can begin its answers: `ByteEncoder` does not."""
+
+    @property
+    def tool_format(self) -> ToolFormat | None: ...
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        continue_final: bool = False,
+    ) -> Prompt: ...

@@ -1,4 +1,4 @@
-"""The one table from errors to HTTP: status, OpenAI body, retry headers.
+"""The one table from errors to HTTP: status, body, retry headers. Bodies are OpenAI's, below /v1/messages Anthropic's.
 
 Used by the app's exception handlers, by the middleware and by streams that fail midway. A body holds the error's own
 words and never what the caller sent: prompts stay out of errors and logs.
@@ -16,8 +16,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from seamount.core import errors as core
+
+from .record import current_record
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +31,12 @@ _BUSY = "service_unavailable"
 # The first row whose class fits wins, so children stand before their parents.
 _STATUS: tuple[tuple[type[core.SeamountError], int, str], ...] = (
     (core.NotFoundError, 404, _INVALID),
+    (core.UnauthenticatedError, 401, _INVALID),
+    (core.ForbiddenError, 403, "permission_error"),
+    (core.TooLargeError, 413, _INVALID),
     (core.RequestError, 400, _INVALID),
+    (core.QuotaError, 429, "rate_limit_error"),
+    (core.StateFullError, 507, _SERVER),
     (core.CapacityError, 503, _BUSY),
     (core.WorkerDiedError, 503, _BUSY),
     (core.BackendError, 502, _SERVER),
@@ -44,12 +52,27 @@ _FRAMEWORK: dict[int, tuple[str, str, str]] = {
     413: (_INVALID, "body_too_large", "The body is too large."),
     500: (_SERVER, "internal_error", "The server failed on this request; its log says where."),
 }
+# Anthropic's words for a status, and the path below which they are used.
+_ANTHROPIC: dict[int, str] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+_ANTHROPIC_PATH = "/v1/messages"
 _DEFAULT_RETRY_S = 1.0
 _MAX_MESSAGE = 600
 
 
 class ClientGoneError(Exception):
     """The client closed the connection; there is nobody to answer."""
+
+
+def status_of(error: core.SeamountError) -> int:
+    """Return the HTTP status of a typed error."""
+    return _row(error)[0]
 
 
 def error_body(error: core.SeamountError) -> dict[str, Any]:
@@ -59,19 +82,48 @@ def error_body(error: core.SeamountError) -> dict[str, Any]:
     return _body(message, kind, error.code, error.param)
 
 
-def error_response(error: core.SeamountError) -> JSONResponse:
+def anthropic_body(error: core.SeamountError) -> dict[str, Any]:
+    """Return Anthropic's whole body for a typed error."""
+    status, _ = _row(error)
+    return _anthropic_body(status, error_body(error))
+
+
+class ErrorResponse(JSONResponse):
+    """An answer that is no success, in the form of the API that was asked.
+
+    Whoever refuses a request, be it before there is a route, makes one of these and need not know the form: the path
+    decides, when the answer is sent.
+    """
+
+    def __init__(self, status: int, error: dict[str, Any], headers: Mapping[str, str]) -> None:
+        super().__init__({"error": error}, status, headers)
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        if f"{scope['path']}/".startswith(f"{_ANTHROPIC_PATH}/"):
+            body = _anthropic_body(self.status_code, self._error)
+            self.body = self.render(body)
+            self.headers["content-length"] = str(len(self.body))
+            self.headers["request-id"] = body["request_id"] or ""
+        await super().__call__(scope, receive, send)
+
+
+def error_response(error: core.SeamountError) -> ErrorResponse:
     """Return the whole answer for a typed error.
 
     Official clients retry every 5xx unless told otherwise: `x-should-retry` tells them whether waiting helps.
     """
     status, _ = _row(error)
     headers: dict[str, str] = {}
-    if status == 503:
+    if status in (429, 503):
         wait_s = _DEFAULT_RETRY_S if error.retry_after is None else max(error.retry_after, 0.0)
         headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if status == 413:
+        headers["connection"] = "close"  # the rest of the body is not read
     if status >= 500:
         headers["x-should-retry"] = "true" if status == 503 else "false"
-    return JSONResponse({"error": error_body(error)}, status, headers)
+    return ErrorResponse(status, error_body(error), headers)
 
 
 def framework_response(
@@ -80,7 +132,7 @@ def framework_response(
     """Return an error that has no typed error behind it: routing, framing, an unforeseen failure."""
     kind, code, default = _FRAMEWORK.get(status, _FRAMEWORK[500] if status >= 500 else _FRAMEWORK[400])
     more = {"x-should-retry": "false"} if status >= 500 else {}
-    return JSONResponse({"error": _body(message or default, kind, code, None)}, status, {**(headers or {}), **more})
+    return ErrorResponse(status, _body(message or default, kind, code, None), {**(headers or {}), **more})
 
 
 def install(app: FastAPI) -> None:
@@ -131,10 +183,20 @@ def _body(message: str, kind: str, code: str, param: str | None) -> dict[str, An
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
+def _anthropic_body(status: int, error: Mapping[str, Any]) -> dict[str, Any]:
+    kind = _ANTHROPIC.get(status, "invalid_request_error" if status < 500 else "api_error")
+    message = error["message"]
+    if error["code"] == core.ContextTooLongError.code:
+        message = f"prompt is too long: {message}"  # by these words clients know to shorten the conversation
+    record = current_record()
+    request_id = record.request_id if record else None
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
+
+
 def _most_telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """A union reports each of its arms; the arm that got furthest is the one that the caller meant."""
-    first = problems[0]
-    same_field = [p for p in problems if p["loc"][:4] == first["loc"][:4]]
+    field = _names(problems[0]["loc"])[:4]
+    same_field = [p for p in problems if _names(p["loc"])[: len(field)] == field]
     return max(same_field, key=lambda p: len(p["loc"]))
 
 
@@ -142,14 +204,20 @@ def _most_telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 _ARMS = {"str", "int", "float", "bool", "dict", "system", "developer", "user", "assistant", "tool"}
 
 
+def _names(location: Sequence[str | int]) -> list[str | int]:
+    """Return a location without the arms of unions."""
+    return [
+        part
+        for depth, part in enumerate(location)
+        if isinstance(part, int) or depth < 2 or (part not in _ARMS and "[" not in part)
+    ]
+
+
 def _param(location: Sequence[str | int]) -> str:
     """Return `messages[0].content` for ("body", "messages", 0, "user", "content", "str")."""
     path = ""
-    for depth, part in enumerate(location[1:]):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif depth == 0 or (part not in _ARMS and "[" not in part):
-            path += f".{part}" if path else part
+    for part in _names(location)[1:]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path[:200]
 
 

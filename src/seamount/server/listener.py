@@ -1,4 +1,4 @@
-"""Binds the server's address.
+"""Binds the server's address, and says which addresses may be bound.
 
 Called by the CLI before everything else, so that a taken port is told at once: this imports neither the web framework
 nor the model's parts.
@@ -10,9 +10,23 @@ import errno
 import socket
 
 from seamount.core.errors import ConfigError
+from seamount.core.identity import is_loopback
 from seamount.core.settings import ServerConfig
 
 _BACKLOG = 1024
+
+
+def check_exposure(config: ServerConfig, *, has_administrator: bool) -> None:
+    """Check that nobody beyond this machine is let in unasked.
+
+    Raises:
+        ConfigError: the address is reachable from elsewhere, and there is no administrator, so no key would be asked.
+    """
+    if not has_administrator and not is_loopback(config.host):
+        raise ConfigError(
+            f"There is no administrator yet, so the server answers its own machine only, and not on {config.host}.",
+            hint="Run `seamount init` first: it makes the administrator's key, and from then on keys are asked for.",
+        )
 
 
 def bind(config: ServerConfig) -> socket.socket:

@@ -1,4 +1,4 @@
-"""What stands before every route: request ids, the guard against foreign web pages, the body limit,
+"""What stands before every route: request ids, the guard against foreign web pages, the door, the body limit,
 HEAD, the last catch.
 
 Pure ASGI functions round the app, because the framework's own middleware base class runs the app in a task of its own
@@ -12,18 +12,25 @@ rebinding) has an Origin that fits, but a Host that is not this machine. Program
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import re
 import socket
 import time
+from collections.abc import Callable, Mapping, Sequence
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import framework_response, log_failure
+from seamount.core.errors import SeamountError, UnauthenticatedError
+from seamount.core.identity import is_loopback
+
+from .access import Access, Visit, acting_as, route_of
+from .errors import error_response, framework_response, log_failure
+from .record import Record, current_record, known_method, recording
 from .service import Service
 
 _log = logging.getLogger("seamount.server.requests")
@@ -32,49 +39,58 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class Edge:
-    """The outermost layer: request ids, safety headers, the log, and a 500 for the unforeseen."""
+    """The outermost layer: the request's record, safety headers, counts, the log, and a 500 for the unforeseen.
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    Args:
+        on_end: given each request's record when it is over; None where nobody asks for it.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, on_end: Callable[[Record], None] | None = None) -> None:
         self._app = app
         self._service = service
+        self._on_end = on_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid4().hex
-        status = 0
+        record = new_record(scope["method"], Headers(scope=scope))
 
         async def send_on(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                record.status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = record.request_id
                 headers["x-content-type-options"] = "nosniff"
                 headers["referrer-policy"] = "no-referrer"
             await send(message)
 
-        start_s = time.perf_counter()
-        counted = scope["method"] == "POST"
-        if counted:
-            self._service.enter()
-        try:
-            await self._app(scope, receive, send_on)
-        except Exception as error:  # noqa: BLE001 - the process edge
-            log_failure(error)
-            if not status:
-                await framework_response(500)(scope, receive, send_on)
-        finally:
+        with recording(record):
+            start_s = time.perf_counter()
+            counted = scope["method"] == "POST"
             if counted:
-                self._service.leave()
-            took_ms = (time.perf_counter() - start_s) * 1000
-            # Probes, and pages that went well, would drown the rest.
-            tells = counted or (status >= 400 and scope["path"] not in _PROBES)
-            level = logging.INFO if tells else logging.DEBUG
-            path = _printable(scope["path"])
-            _log.log(level, "%s %s %d %.0f ms %s", scope["method"], path, status, took_ms, request_id)
+                self._service.enter()
+            try:
+                await self._app(scope, receive, send_on)
+            except Exception as error:  # noqa: BLE001 - the process edge
+                log_failure(error)
+                if not record.status:
+                    await framework_response(500)(scope, receive, send_on)
+            finally:
+                if counted:
+                    self._service.leave()
+                self._end(record, time.perf_counter() - start_s)
+
+    def _end(self, record: Record, took_s: float) -> None:
+        # By the clock that never goes back, so that no span ends before it began.
+        record.end_ns = record.begin_ns + round(took_s * 1e9)
+        record.status = record.status or 500  # cancelled, and so not answered
+        self._service.metrics.answered(record.route or "none", record.method, record.status, took_s)
+        # Probes, and pages that went well, would drown the rest.
+        tells = record.method == "POST" or (record.status >= 400 and record.route not in _PROBES)
+        _log.log(logging.INFO if tells else logging.DEBUG, "request", extra={"fields": record.fields()})
+        if self._on_end is not None:
+            self._on_end(record)
 
 
 class Head:
@@ -104,7 +120,7 @@ class Guard:
     def __init__(self, app: ASGIApp, bound_host: str) -> None:
         self._app = app
         self._names = {bound_host.lower(), "localhost", socket.gethostname().lower()}
-        self._loopback_only = _is_loopback(bound_host)
+        self._loopback_only = is_loopback(bound_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         problem = self._problem(Headers(scope=scope)) if scope["type"] == "http" else None
@@ -129,23 +145,96 @@ class Guard:
 
     def _is_ours(self, host: str) -> bool:
         name = re.sub(r":\d*$", "", host.lower())
-        return name in self._names or _is_loopback(name.strip("[]"))
+        return name in self._names or is_loopback(name.strip("[]"))
+
+
+class Door:
+    """Lets in those whom `access` admits; what they do further in is done in their name.
+
+    Args:
+        access: the one place that decides.
+        routes: the app's, to find where a request goes.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access, routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._access = access
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"no rule says who may send {scope['type']}")
+        headers = Headers(scope=scope)
+        peer = scope.get("client")
+        record = current_record()
+        visit = Visit(
+            route=route_of(scope, self._routes),
+            method=known_method(scope["method"]),
+            credential=credential_of(headers),
+            peer=peer[0] if peer else None,
+            request_id=record.request_id if record else "",
+        )
+        if record is not None:
+            record.route = visit.route
+        try:
+            principal = await self._access.admit(visit)
+        except SeamountError as error:
+            await _refusal(error, visit.credential)(scope, receive, send)
+            return
+        if record is not None:
+            record.principal = principal
+        with acting_as(principal):
+            await self._app(scope, receive, send)
+
+
+def credential_of(headers: Headers) -> str | None:
+    """Return what was sent as proof, in OpenAI's header or in Anthropic's.
+
+    Who sends two that differ gets neither: some proxy in between may have checked the other one.
+    """
+    given = {value for value in headers.getlist("x-api-key") if value}
+    for value in headers.getlist("authorization"):
+        scheme, _, rest = value.partition(" ")
+        credential = rest.strip() if scheme.lower() == "bearer" else value
+        if credential:
+            given.add(credential)
+    return ", ".join(sorted(given)) if given else None
+
+
+def _refusal(error: SeamountError, credential: str | None) -> Response:
+    answer = error_response(error)
+    if isinstance(error, UnauthenticatedError):
+        # https://www.rfc-editor.org/rfc/rfc6750#section-3: no error code for those who sent nothing.
+        answer.headers["www-authenticate"] = 'Bearer realm="seamount"' + (
+            ', error="invalid_token"' if credential else ""
+        )
+    return answer
 
 
 class BodyLimit:
-    """Refuses bodies over the limit: by their announced length, else as soon as too much has arrived."""
+    """Refuses bodies over the limit: by their announced length, else as soon as too much has arrived.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+    Args:
+        max_body_bytes: of every body, but for
+        larger: those that are sent to these paths.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int, larger: Mapping[str, int] | None = None) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        most = self._larger.get(scope["path"], self._max_body_bytes)
         announced = Headers(scope=scope).get("content-length", "0")
-        if not announced.isdigit() or int(announced[:20]) > self._max_body_bytes:
-            await self._refuse()(scope, receive, send)
+        if not announced.isdigit() or int(announced[:20]) > most:
+            await self._refuse(most)(scope, receive, send)
             return
         received = 0
 
@@ -153,26 +242,22 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
+            if received > most:
                 raise HTTPException(413, headers={"connection": "close"})
             return message
 
         await self._app(scope, receive_on, send)
 
-    def _refuse(self) -> ASGIApp:
-        text = f"The body is larger than {self._max_body_bytes} bytes."
+    def _refuse(self, most: int) -> ASGIApp:
+        text = f"The body is larger than {most} bytes."
         return framework_response(413, message=text, headers={"connection": "close"})
 
 
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _printable(path: str) -> str:
-    """Return a path that cannot break a log line."""
-    return path[:200].encode("unicode_escape").decode("ascii")
+def new_record(method: str, headers: Headers) -> Record:
+    """Return the record of a request that has just come; its id is the client's where that is one."""
+    given, parents = headers.get("x-request-id", ""), headers.getlist("traceparent")
+    return Record(
+        request_id=given if _REQUEST_ID.fullmatch(given) else uuid4().hex,
+        method=known_method(method),
+        traceparent=parents[0] if len(parents) == 1 else "",
+    )

@@ -1,4 +1,4 @@
-"""Runs the app under uvicorn: binds, says when it is ready, drains when told to stop.
+"""Runs the app under uvicorn, and gRPC beside it: binds, says when it is ready, drains when told to stop.
 
 Called by the CLI; tests run `HttpServer` in a thread. Order matters and is this: bind first, so that a taken port is
 reported before minutes of loading; answer probes while the model loads; announce when requests are taken; on the first
@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
 
 from seamount.core.settings import ServerConfig
 
+from .limits_connections import BoundedProtocol, allow_many_files, notice_dead_peers
 from .listener import bind
 from .service import Service
+from .tls import server_context
+
+if TYPE_CHECKING:
+    from .rpc.server import GrpcServer
 
 _MAX_HEAD_BYTES = 64 * 1024
 # Longer than the pools of the usual clients keep idle connections, so that it is the client who closes them.
@@ -40,7 +47,7 @@ def run_server(
         listener: from `bind`, closed at the end; None binds now.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or the TLS files cannot be used.
         SeamountError: the engine could not be started.
     """
     HttpServer(app, config, on_ready, listener).run()
@@ -56,8 +63,18 @@ class HttpServer:
         on_ready: Callable[[str], None],
         listener: socket.socket | None = None,
     ) -> None:
+        context = server_context(config)
         self._socket = bind(config) if listener is None else listener
-        self._server = _Uvicorn(app, config, lambda: on_ready(_base_url(config.host, self._socket)))
+        notice_dead_peers(self._socket)
+        allow_many_files()
+        scheme = "http" if context is None else "https"
+        self._app = app
+        self._grpc = _grpc_server(app, config)
+
+        def announce() -> None:
+            on_ready(_base_url(scheme, config.host, self._socket))
+
+        self._server = _Uvicorn(app, config, context, announce, self._grpc)
 
     def run(self) -> None:
         """Serve in an event loop of its own until `stop` or a signal; see `run_server`."""
@@ -67,6 +84,8 @@ class HttpServer:
     async def serve(self) -> None:
         """Serve in the caller's event loop until `stop` or a signal; see `run_server`."""
         try:
+            if self._grpc is not None:
+                self._app.state.grpc_address = self._grpc.bind()
             await self._server.serve(sockets=[self._socket])
         finally:
             self._socket.close()
@@ -85,11 +104,20 @@ class _Uvicorn(uvicorn.Server):
     both get an honest 503 until the last answer is out.
     """
 
-    def __init__(self, app: FastAPI, config: ServerConfig, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        config: ServerConfig,
+        tls: ssl.SSLContext | None,
+        announce: Callable[[], None],
+        grpc: GrpcServer | None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=BoundedProtocol,
+                # A task must not begin with what an earlier one on its connection knew: who called, for instance.
+                reset_contextvars=True,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -99,16 +127,20 @@ class _Uvicorn(uvicorn.Server):
                 h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_CLOSE_S,
+                ssl_context_factory=None if tls is None else lambda config, default: tls,
             )
         )
         self.failure: BaseException | None = None
         self._service: Service = app.state.service
         self._drain_timeout_s = config.drain_timeout_s
         self._announce = announce
+        self._grpc = grpc
         self._announcing: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._grpc is not None:
+            await self._grpc.start()
         self._announcing = asyncio.create_task(self._announce_when_ready())
 
     async def _announce_when_ready(self) -> None:
@@ -134,15 +166,33 @@ class _Uvicorn(uvicorn.Server):
         # Ends what still runs: its clients get an error chunk, not a broken connection.
         await self._service.close()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before the app's own end: what calls used is still counted then.
+        if self._grpc is not None:
+            await self._grpc.stop(0 if self.force_exit else _CLOSE_S)
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves the app's own end out then, and with it what is yet to be written
+            await self.lifespan.shutdown()
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
+        self._service.begin_drain()  # at once, not at the loop's next look
 
 
-def _base_url(host: str, listener: socket.socket) -> str:
+def _grpc_server(app: FastAPI, config: ServerConfig) -> GrpcServer | None:
+    """Return the gRPC server where the settings ask for one; only then is its library imported."""
+    if config.grpc_port is None:
+        return None
+    from .rpc.server import GrpcServer
+
+    return GrpcServer(app.state.service, app.state.access, config, app.state.on_end)
+
+
+def _base_url(scheme: str, host: str, listener: socket.socket) -> str:
     """Return where a browser on this machine finds the server."""
     port = listener.getsockname()[1]
     if host in ("0.0.0.0", "::", ""):
         host = "127.0.0.1"
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

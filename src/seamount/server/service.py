@@ -6,12 +6,16 @@ Made by `app.create_app`, driven by the app's lifespan and by `serve.run_server`
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import TypeVar
 
+from seamount.core.embedding import check_generates
 from seamount.core.errors import (
     CapacityError,
     ContextTooLongError,
@@ -19,6 +23,7 @@ from seamount.core.errors import (
     EngineError,
     InvalidRequestError,
     NotFoundError,
+    QuotaError,
     SeamountError,
     error_from_fields,
 )
@@ -26,12 +31,20 @@ from seamount.core.ports import Engine
 from seamount.core.requests import Chunk, EngineState, ModelFacts, Request
 from seamount.core.settings import ServerConfig
 
+from .access import permit_model
+from .admission import Admission
+from .admission_call import Call, Calls, current_call
+from .admission_core import Capacity, Ticket
 from .encoder import Encoder
 from .metrics import Metrics
 
 T = TypeVar("T")
 
 MAX_ENCODES = 2
+# Requests that wait for the engine, and the longest wait that is still offered. Clients give up after 600 s at the
+# latest, people much sooner.
+MAX_WAITING = 512
+MAX_WAIT_S = 60.0
 _WAIT_S = {"starting": 2.0, "restarting": 1.0}
 _REASONS: dict[EngineState, str] = {
     "starting": "The model is still being loaded.",
@@ -49,6 +62,8 @@ class Service:
         created_s: Unix time of this object's making: the `created` of its model.
         started: done when the engine is ready; holds the error when it could not start.
         num_active: requests that are being answered.
+        calls: opens a call for each request; see `admission_call`.
+        admission: who is worked on, who waits.
     """
 
     def __init__(self, engine: Engine, encoder: Encoder, config: ServerConfig) -> None:
@@ -59,6 +74,9 @@ class Service:
         self.created_s = self.now_s()
         self.started: asyncio.Task[None] | None = None
         self.num_active = 0
+        self.calls = Calls()
+        self.admission = Admission(max_waiting=MAX_WAITING, max_wait_s=MAX_WAIT_S)
+        self._salt_key = secrets.token_bytes(32)
         self._facts: ModelFacts | None = None
         self._draining = False
         # Threads of its own: one that works for a client who left keeps its place, so that they cannot pile up.
@@ -69,7 +87,8 @@ class Service:
         self.started = asyncio.create_task(self._start())
 
     async def _start(self) -> None:
-        self._facts = await self.engine.start()
+        self._facts = facts = await self.engine.start()
+        self.admission.open(Capacity(max_sequences=facts.max_num_seqs, max_tokens=facts.num_blocks * facts.block_size))
 
     async def close(self) -> None:
         """Stop the engine. Idempotent."""
@@ -77,11 +96,16 @@ class Service:
         if self.started is not None:
             self.started.cancel()
             await asyncio.gather(self.started, return_exceptions=True)
+        self.admission.close(DrainingError(_REASONS["closed"]))
         await self.engine.close()
 
     def begin_drain(self) -> None:
-        """Take no new requests from now on."""
+        """Take no new requests from now on; those that were taken, waiting ones too, go on until `close`.
+
+        Batches, for whose next line nobody waits, begin no more of them: they go on when a server starts again.
+        """
         self._draining = True
+        self.admission.hold_batches()
 
     def enter(self) -> None:
         """A request begins."""
@@ -141,17 +165,39 @@ class Service:
                 param="model",
             )
 
-    def admit(self, model: str) -> None:
-        """Check that a request for this model can be taken now.
+    def admit(self, model: str, *, needs_engine: bool = True) -> None:
+        """Check that the caller's request for this model can be taken now, and count it against its key's limits.
+
+        Asked before a prompt is encoded, so that a request that will be refused costs nothing.
+
+        Args:
+            needs_engine: else it does not matter how many wait for the engine.
 
         Raises:
             SeamountError: why not.
         """
-        reason = self.not_ready()
-        # While a dead worker is started again, the engine lets requests wait for it.
-        if reason is not None and self.state() != "restarting":
-            raise reason
-        self.check_model(model)
+        permit_model(model)
+        call = current_call()
+        try:
+            reason = self.not_ready()
+            # While a dead worker is started again, the engine lets requests wait for it.
+            if reason is not None and self.state() != "restarting":
+                raise reason
+            self.check_model(model)
+            call.begin()
+            if needs_engine:
+                self.admission.check(call.caller.tenant, call.caller.priority)
+        except (CapacityError, EngineError, QuotaError) as error:
+            self.metrics.reject(self.model_name(), error.code)
+            raise
+
+    def check_generates(self) -> None:
+        """Check that the model can continue text.
+
+        Raises:
+            InvalidRequestError: it makes embeddings only.
+        """
+        check_generates(self.facts().generates)
 
     def check_prompt(self, token_ids: Sequence[int], limit: tuple[str, int] | None, *, param: str) -> None:
         """Check a prompt against the model.
@@ -193,18 +239,36 @@ class Service:
         """
         return await asyncio.get_running_loop().run_in_executor(self._encoders, work)
 
+    async def render_metrics(self) -> bytes:
+        """Return what `/metrics` says now."""
+        stats = await self.engine.stats()
+        return self.metrics.render(self.model_name(), stats, self._facts, self.admission.load(), self.num_active)
+
     async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
-        """Yield the engine's chunks of one request, observed for metrics.
+        """Yield the engine's chunks of one request, once admission lets it begin; observed for metrics.
+
+        A request for an embedding is one of many texts: its tokens are taken from the key's limits by who asks for all.
 
         Raises:
+            QuotaError: the caller's key has not that many tokens left.
+            CapacityError: the queue is full, or the caller's time was over.
             SeamountError: the engine failed, or was closed, before the end.
         """
-        timer = self.metrics.timer(self.model_name(), len(request.prompt_token_ids))
+        call = current_call()
+        timer = self.metrics.timer(self.model_name(), request)
+        ticket = await self._enter(call, request)
+        timer.admitted()
+        num_prompt, num_output = len(request.prompt_token_ids), 0
         code = "client_gone"  # stays so when the generator is closed early
         try:
-            async with aclosing(self.engine.generate(request)) as chunks:
+            salted = dataclasses.replace(
+                request, priority=call.caller.priority, cache_salt=self._salt(call.caller.tenant)
+            )
+            async with aclosing(call.until_its_end(self.engine.generate(salted))) as chunks:
                 async for chunk in chunks:
                     timer.observe(chunk)
+                    self.admission.progress(len(chunk.token_ids) + (0 if num_output else num_prompt))
+                    num_output += len(chunk.token_ids)
                     if chunk.finish_reason == "error":
                         raise error_from_fields(chunk.error or {})
                     if chunk.finish_reason == "abort":
@@ -215,7 +279,49 @@ class Service:
             code = error.code
             raise
         finally:
+            self.admission.leave(ticket, num_tokens=num_prompt + num_output)
+            if request.embedding is None:
+                call.settle(ticket.num_tokens, num_prompt + num_output)
             if code:
                 timer.fail(code)
             else:
+                if request.embedding is None:  # which has no output to learn the usual length of
+                    self.admission.learn(num_output, request.sampling.n)
                 timer.finish()
+
+    async def _enter(self, call: Call, request: Request) -> Ticket:
+        """Return when the request may begin, with what is to be given back at its end.
+
+        Raises:
+            QuotaError, CapacityError: see `generate`.
+        """
+        num_prompt, n = len(request.prompt_token_ids), request.sampling.n
+        room = max(self.facts().max_model_len - num_prompt, 1) if request.embedding is None else 0
+        num_tokens = self.admission.guess(num_prompt, n, min(request.sampling.max_tokens or room, room))
+        ticket = Ticket(
+            tenant=call.caller.tenant,
+            priority=call.caller.priority,
+            num_sequences=n,
+            num_tokens=num_tokens,
+            deadline_s=call.begin_by_s,
+        )
+        try:
+            call.begin()  # done by `admit` already, but for a route that forgot it
+            if request.embedding is None:
+                call.reserve(num_tokens)
+        except QuotaError as error:
+            self.metrics.reject(self.model_name(), error.code)
+            raise
+        try:
+            await self.admission.enter(ticket)
+        except BaseException as error:
+            if request.embedding is None:
+                call.settle(num_tokens, 0)
+            code = error.code if isinstance(error, SeamountError) else "client_gone"
+            self.metrics.reject(self.model_name(), code)
+            raise
+        return ticket
+
+    def _salt(self, tenant: str) -> str:
+        """Return what keeps a tenant's cached prefixes from others; nobody outside can compute it."""
+        return hashlib.blake2b(tenant.encode(), key=self._salt_key, digest_size=16).hexdigest() if tenant else ""

@@ -22,7 +22,7 @@ from .errors import ClientGoneError
 T = TypeVar("T")
 
 KEEP_ALIVE_S = 10.0
-_KEEP_ALIVE = b": keep-alive\n\n"
+_KEEP_ALIVE = ": keep-alive\n\n"
 DONE = "data: [DONE]\n\n"
 
 
@@ -55,7 +55,8 @@ class EventStream(Response):
         events: the events; closed in every case.
         headers: of the answer.
         on_error: makes the last event when the events fail midway; the stream then ends without its usual last event.
-        keep_alive_s: seconds of silence after which a comment is sent, so that proxies keep the connection.
+        keep_alive_s: seconds of silence after which `keep_alive` is sent, so that proxies keep the connection.
+        keep_alive: a comment, or an event that clients pass over.
     """
 
     media_type = "text/event-stream"
@@ -67,6 +68,7 @@ class EventStream(Response):
         on_error: Callable[[Exception], str],
         *,
         keep_alive_s: float = KEEP_ALIVE_S,
+        keep_alive: str = _KEEP_ALIVE,
     ) -> None:
         # A proxy that buffers would hold tokens back: `x-accel-buffering` is how nginx is told not to.
         super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no", **headers})
@@ -74,8 +76,9 @@ class EventStream(Response):
         self._events = events
         self._on_error = on_error
         self._keep_alive_s = keep_alive_s
+        self._filler = keep_alive.encode()
         self._next: asyncio.Task[str] | None = None
-        self._failed = False
+        self._last_s = 0.0
 
     async def prime(self, receive: Receive) -> None:
         """Wait for the first event, so that an error before it still gets its own status instead of a 200.
@@ -105,38 +108,50 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything; end at once when the client goes away."""
-        gone = asyncio.create_task(_until_gone(receive))
+        tasks = [asyncio.create_task(_until_gone(receive))]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            while (body := await self._next_body(gone)) is not None:
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            if not gone.done():
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            # One task sends all events: a task and a timer for each would cost more than the rest of an event's way.
+            tasks += [asyncio.create_task(self._send_all(send)), asyncio.create_task(self._keep_alive(send))]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         except OSError:  # the connection broke while sending
             return
         finally:
-            await _cancel(gone)
+            await _cancel(*tasks)
             await self._close()
 
-    async def _next_body(self, gone: asyncio.Task[None]) -> bytes | None:
-        """Return the next bytes to send; None at the end, or when the client has gone."""
-        if self._failed:
-            return None
-        if self._next is None:
-            self._next = asyncio.create_task(_anext(self._events))
-        await asyncio.wait((gone, self._next), timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
-        if gone.done():
-            return None
-        if not self._next.done():
-            return _KEEP_ALIVE
-        task, self._next = self._next, None
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._all_events()) as events:
+            async for text in events:
+                self._last_s = asyncio.get_running_loop().time()
+                await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _all_events(self) -> AsyncGenerator[str, None]:
         try:
-            return task.result().encode()
-        except StopAsyncIteration:
-            return None
+            if self._next is not None:
+                first, self._next = self._next, None
+                yield await first
+            async for text in self._events:
+                yield text
+        except StopAsyncIteration:  # there was not even a first one
+            return
         except Exception as error:  # noqa: BLE001 - a process edge: the status is sent, so the stream must tell it
-            self._failed = True
-            return self._on_error(error).encode()
+            yield self._on_error(error)
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send the filler whenever nothing was sent for a while."""
+        loop = asyncio.get_running_loop()
+        self._last_s = loop.time()
+        while True:
+            left_s = self._last_s + self._keep_alive_s - loop.time()
+            if left_s > 0:
+                await asyncio.sleep(left_s)
+            else:
+                self._last_s = loop.time()
+                await send({"type": "http.response.body", "body": self._filler, "more_body": True})
 
     async def _close(self) -> None:
         if self._next is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seamount.core.errors import CapacityError, ConfigError, OutOfMemoryError
+from seamount.core.sizes import size_text
 from seamount.kernels import rms_norm
 from seamount.models.keymap import expert_placements, layer_experts, layer_placements, outer_placements
 from seamount.models.memory import available_bytes
@@ -131,6 +132,10 @@ def quantize(job: Job, *, on_start: Callable[[Costs], None] | None = None, progr
             hint="Give one, or use the method rtn.",
         )
     job = dataclasses.replace(job, output=job.output.expanduser().resolve())
+    if job.output.is_relative_to(job.folder.resolve()):
+        raise ConfigError(
+            f"{job.output} is inside the checkpoint that is read.", hint="Choose an output beside it, or elsewhere."
+        )
     check_output(job.output)
     source = Source(job.folder)
     form = choose_format(source, job.bits, job.group_size)
@@ -142,9 +147,13 @@ def quantize(job: Job, *, on_start: Callable[[Costs], None] | None = None, progr
         with WorkFolder(job.output, digest, source.num_layers + 1) as work:
             return run.finish(work, progress)
     except OSError as cause:
+        partial = partial_of(job.output)
+        begun = bytes_on_disk(partial) > 0
         raise CapacityError(
-            f"{partial_of(job.output)} cannot be written: {cause.strerror}.",
-            hint="Mend that, then give the same command again: it goes on.",
+            f"{partial} cannot be written: {cause.strerror}.",
+            hint="Mend that, then give the same command again: it goes on."
+            if begun
+            else "Nothing was begun. Choose an output in a folder that can be written.",
         ) from cause
 
 
@@ -192,15 +201,15 @@ class _Run:
         available = available_bytes(torch.device("cpu"))
         if costs.memory_bytes > available:
             raise OutOfMemoryError(
-                f"One layer takes about {costs.memory_bytes / 2**30:.1f} GiB of memory; "
-                f"{available / 2**30:.1f} GiB are available.",
+                f"One layer takes about {size_text(costs.memory_bytes)} of memory; "
+                f"{size_text(available)} is available.",
                 hint="The method rtn takes less, and so do fewer samples.",
             )
         parent = next(folder for folder in partial.absolute().parents if folder.exists())
         free = shutil.disk_usage(parent).free
         if costs.disk_bytes > free:
             raise CapacityError(
-                f"{costs.disk_bytes / 2**30:.1f} GiB of disk are needed at {parent}; {free / 2**30:.1f} GiB are free.",
+                f"{size_text(costs.disk_bytes)} of disk is needed at {parent}; {size_text(free)} is free.",
                 hint="Free space, or choose an output on another disk.",
             )
         if on_start is not None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from seamount.core.errors import ConfigError, SeamountError
-from seamount.models.checkpoint import shown
 from seamount.models.prompt import PromptEncoder
 
 MAX_BYTES = 256 * 2**20
@@ -20,6 +19,15 @@ MAX_BYTES = 256 * 2**20
 FEWEST_TOKENS = 256
 _CHARS_PER_TOKEN = 32  # beyond this many times the limit, a text is cut before it is encoded
 _Record = tuple[int, str | dict[str, Any]]
+# What JSON calls the values that are no strings.
+_KINDS = {
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 _HINT = 'Give a text file with one sample per line, or JSON lines with {"text": ...} or {"messages": [...]}.'
 
 
@@ -90,7 +98,7 @@ def _encode(record: str | dict[str, Any], encoder: PromptEncoder, sample_tokens:
         return list(encoder.encode_chat(record["messages"]).token_ids[:sample_tokens])
     text = record["text"] if isinstance(record, dict) else record
     if not isinstance(text, str):
-        raise ConfigError(f"The field text holds {shown(type(text).__name__)}, not a string.", hint=_HINT)
+        raise ConfigError(f"The field text holds {_KINDS[type(text)]}, not a string.", hint=_HINT)
     return list(encoder.encode_text(text[: sample_tokens * _CHARS_PER_TOKEN])[:sample_tokens])
 
 

@@ -15,7 +15,7 @@ from seamount.core.errors import (
     error_to_fields,
 )
 from seamount.core.requests import Chunk, PositionLogprobs, Request, TokenLogprob
-from seamount.core.sampling import SamplingParams
+from seamount.core.sampling import Grammar, SamplingParams
 from seamount.engine.messages import CODEC, Abort, Stepped, Submit
 
 logprob = st.builds(TokenLogprob, st.integers(0, 2**31), st.floats(-100, 0), st.text(max_size=5))
@@ -41,7 +41,8 @@ def test_chunks_arrive_as_sent(chunks) -> None:
 
 
 def test_requests_arrive_as_sent() -> None:
-    sampling = SamplingParams(stop=("a", "b"), logit_bias={5: -1.5}, seed=-(2**63), max_tokens=4)
+    grammar = Grammar("regex", "a+")
+    sampling = SamplingParams(stop=("a", "b"), logit_bias={5: -1.5}, seed=-(2**63), max_tokens=4, grammar=grammar)
     message = Submit(Request(id="x", prompt_token_ids=(1, 2, 3), sampling=sampling))
     assert CODEC.decode(CODEC.encode(message)) == message
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from seamount.core.errors import InvalidRequestError
-from seamount.core.sampling import SamplingParams
+from seamount.core.sampling import MAX_GRAMMAR_CHARS, Grammar, SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -38,6 +38,7 @@ from seamount.core.sampling import SamplingParams
         ("stop", ("x" * 300,)),
         ("stop_token_ids", (-1,)),
         ("stop", ("half \ud800",)),
+        ("grammar", "[ab]"),
         ("stop", None),
         ("stop", 5),
         ("stop_token_ids", None),
@@ -63,3 +64,21 @@ def test_min_tokens_beyond_max_tokens_is_refused() -> None:
 
 def test_one_stop_string_may_be_given_bare() -> None:
     assert SamplingParams(stop="END").stop == ("END",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("yaml", "a"),
+        ("regex", ""),
+        ("json_schema", ""),
+        ("json_object", "{}"),
+        ("regex", 5),
+        ("ebnf", "half \ud800"),
+        ("regex", "a" * (MAX_GRAMMAR_CHARS + 1)),
+    ],
+)
+def test_grammars_are_bounded(kind, text) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        Grammar(kind, text)
+    assert caught.value.param == "grammar"

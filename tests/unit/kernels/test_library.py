@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from seamount import kernels
+from seamount.kernels.library import Commands
 
 REPORT = """
 import torch
@@ -218,3 +219,17 @@ def test_without_a_cache_folder_the_kernels_are_built_for_the_run(tmp_path: Path
     assert out.splitlines()[1].strip() == "why"
     assert "cannot be written" in err
     assert "for this run only" in err
+
+
+def test_a_compile_that_is_left_ends_its_compilers(tmp_path: Path) -> None:
+    """Ctrl-C must not wait for them, and what they left running would write into a folder that is gone."""
+    told = tmp_path / "pid"
+    script = f"sleep 600 & echo $! > {told}.new; mv {told}.new {told}; wait"
+    with pytest.raises(KeyboardInterrupt), Commands() as commands:
+        for _ in range(8):
+            commands.begin(["sh", "-c", script])
+        while not told.exists():
+            pass
+        raise KeyboardInterrupt
+    child = Path(f"/proc/{told.read_text().strip()}/stat")
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"

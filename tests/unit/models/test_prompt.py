@@ -278,7 +278,12 @@ def test_arguments_that_the_template_would_ignore_are_refused(folder: Folder) ->
     for name in ("messages", "bos_token", "tools", "not an identifier"):
         with pytest.raises(InvalidRequestError, match="cannot be set"):
             encoder.encode_chat(HELLO, template_kwargs={name: "x"})
+
+
+def test_tools_that_neither_template_nor_format_can_tell_of_are_refused(folder: Folder) -> None:
+    encoder = folder.encoder("{{ messages[0].content }}")
     assert not encoder.template_takes_tools
+    assert encoder.tool_format is None
     with pytest.raises(InvalidRequestError, match="takes no tools"):
         encoder.encode_chat(HELLO, tools=[TOOL])
 

@@ -217,3 +217,15 @@ def test_other_threads_run_while_a_long_text_is_encoded(byte_level: TextTokenize
         ran += 1
     thread.join()
     assert ran > 40  # hundreds; one that had to wait for the text would come around a few times
+
+
+@pytest.mark.parametrize("text", ["", "a", " a", "</think><think>", "ab é 😀"])
+def test_letters_in_the_middle_of_a_text_hold_no_markers(byte_level: TextTokenizer, text: str) -> None:
+    ids = byte_level.encode_inside(text)
+    assert b"".join(byte_level.token_bytes(i) for i in ids) == text.encode()
+    assert not set(ids) & byte_level.marker_ids
+
+
+def test_markers_are_what_is_special_or_spelled_as_one(byte_level: TextTokenizer) -> None:
+    names = {byte_level.added_tokens[i] for i in byte_level.marker_ids}
+    assert names == {"<｜end▁of▁sentence｜>", "<think>", "</think>"}

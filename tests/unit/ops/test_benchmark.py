@@ -158,7 +158,7 @@ def test_percentiles_are_interpolated(share: float, value: float) -> None:
         (Shape(prompt_tokens=60, output_tokens=5, concurrency=1), "65 tokens exceed the context of 64"),
         (Shape(prompt_tokens=30, output_tokens=2, concurrency=3), "needs 12 blocks of cache, there are 10"),
         (Shape(prompt_tokens=30, output_tokens=2, concurrency=3, shared_prefix_tokens=16), None),
-        (Shape(prompt_tokens=1, output_tokens=1, concurrency=5), "max_num_seqs is 4"),
+        (Shape(prompt_tokens=1, output_tokens=1, concurrency=5), "max_num_seqs is 4; --max-num-seqs 5 would do"),
         (Shape(prompt_tokens=8, output_tokens=1, concurrency=1, shared_prefix_tokens=8), "leaves nothing"),
     ],
 )

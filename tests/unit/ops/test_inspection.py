@@ -67,9 +67,10 @@ def folder(tmp_path: Path) -> Path:
 def test_a_sound_checkpoint(folder: Path) -> None:
     found = inspect_checkpoint(folder, device="cpu")
     assert (found.family, found.num_mtp_layers, found.num_files) == ("deepseek_v3", 1, 1)
-    assert found.stored_bytes == {"BF16": 2 * (found.num_parameters + 2 * 4)}
+    assert found.num_mtp_parameters > 0
+    assert found.stored_bytes == {"BF16": 2 * (found.num_parameters + found.num_mtp_parameters + 2 * 4)}
     assert found.num_active_parameters < found.num_parameters
-    assert found.cache_bytes_per_token == (2 + 1) * (8 + 2) * 2  # layers and MTP block, latent and key, bytes
+    assert found.cache_bytes_per_token == 2 * (8 + 2) * 2  # layers, latent and key, bytes; the MTP block is not loaded
     assert (found.dtype, found.device) == ("bfloat16", "cpu")
     assert found.fits and found.fitting_context == found.declared_context == 4096
     assert (found.tokenizer_size, found.template_source) == (256, "checkpoint")
@@ -92,11 +93,24 @@ def test_weights_are_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert inspect_checkpoint(folder, device="cpu").num_parameters > 0
 
 
+def test_what_a_folder_is_good_for_is_said(folder: Path) -> None:
+    found = inspect_checkpoint(folder, device="cpu")
+    assert (found.embeddings, found.generates) == (None, True)
+    assert dict(found.rows())["Embeddings"] == "no"
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["DeepseekV3Model"]}))
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k != "lm_head.weight"}, folder / "model.safetensors")
+    row = dict(inspect_checkpoint(folder, device="cpu").rows())["Embeddings"]
+    assert row == (
+        "the last token's hidden state, scaled to length 1; 16 numbers, texts up to 4,096 tokens; it continues no text"
+    )
+
+
 def test_too_little_memory_is_said_with_numbers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "available_bytes", lambda device: 2**20)
     found = inspect_checkpoint(folder, device="cpu")
     assert not found.fits and found.fitting_context == 0
-    assert "GB" in (found.shortage or "")
+    assert "1.05 MB of memory is free" in (found.shortage or "")
     assert dict(found.rows())["Fits"].startswith("no: ")
 
 
@@ -104,7 +118,9 @@ def test_a_shorter_context_is_warned_of(folder: Path, monkeypatch: pytest.Monkey
     found = inspect_checkpoint(folder, device="cpu")
     defaults = EngineConfig()
     workspace = workspace_bytes(
-        ModelConfig.from_folder(folder), step_tokens=defaults.max_step_tokens, num_sequences=defaults.max_num_seqs
+        ModelConfig.from_dict(CONFIG | {"num_nextn_predict_layers": 0}),
+        step_tokens=defaults.max_step_tokens,
+        num_sequences=defaults.max_num_seqs,
     )
     room = found.weight_bytes + workspace + 2000 * found.cache_bytes_per_token
     monkeypatch.setattr(inspection, "available_bytes", lambda device: room)

@@ -15,6 +15,7 @@ from seamount.engine.fake_encoder import ByteEncoder
 from seamount.server import app as app_module
 from seamount.server.errors import error_response
 from seamount.server.openapi import openapi_text
+from seamount.server.pages import CONTENT_SECURITY_POLICY
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 JSON = {"content-type": "application/json"}
@@ -57,7 +58,7 @@ JSON = {"content-type": "application/json"}
         ("POST", "/v1/completions", b'{"model": "no", "prompt": "x"}', 404, "model_not_found", "model"),
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": [262]}', 400, "invalid_value", "prompt"),
         ("GET", "/v1/models/no", None, 404, "model_not_found", "model"),
-        ("GET", "/docs", None, 404, "not_found", None),
+        ("GET", "/redoc", None, 404, "not_found", None),
         ("GET", "/console/../app.py", None, 404, "not_found", None),
         ("GET", "/console/%2e%2e/app.py", None, 404, "not_found", None),
     ],
@@ -226,7 +227,7 @@ async def test_console_pages_carry_the_policy(open_app, monkeypatch, tmp_path):
         answer = await client.get(path)
         assert answer.status_code == 200
         assert kind in answer.headers["content-type"]
-        assert answer.headers["content-security-policy"] == app_module.CONTENT_SECURITY_POLICY
+        assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-cache"
 

@@ -249,18 +249,19 @@ def test_scaling_alone_changes_no_layer(
     assert all(error < 2e-5 for error in report)
 
 
-def quantize_without_finishing(what: Job, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    class Enough(Exception):
-        pass
+class Stopped(BaseException):
+    """Stands for Ctrl-C at some point."""
 
+
+def quantize_without_finishing(what: Job, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
 
     def finish(self: Any, work: Any) -> None:
         found.extend(mark.relative_error for mark in work.marks())
-        raise Enough
+        raise Stopped
 
     monkeypatch.setattr(compression._Run, "_write_outer", finish)
-    with pytest.raises(Enough):
+    with pytest.raises(Stopped):
         quantize(what)
     return found
 
@@ -275,10 +276,6 @@ def test_searched_scales_beat_none(write: Write, family: str, texts: Path, bits:
         made = quantize(job(folder, texts, bits=bits, method=method, output=folder.with_name(method)))
         errors[method] = sum(error or 0 for error in made.relative_errors[compared])
     assert errors["awq"] <= errors["rtn"]
-
-
-class Stopped(BaseException):
-    """Stands for Ctrl-C at some point."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -362,6 +359,11 @@ def test_what_stands_at_the_output_is_left_alone(write: Write, texts: Path) -> N
     (taken / "mine").write_text("x")
     with pytest.raises(ConfigError, match="exists already"):
         quantize(job(folder, texts, output=taken))
+    with pytest.raises(ConfigError, match="inside the checkpoint"):
+        quantize(job(folder, texts, output=folder / "quantized"))
+    with pytest.raises(CapacityError, match="Not a directory") as refused:
+        quantize(job(folder, texts, output=taken / "mine" / "quantized"))
+    assert "Nothing was begun" in (refused.value.hint or "")
     taken.rename(folder.with_name("quantized.partial"))
     with pytest.raises(ConfigError, match="no unfinished quantization"):
         quantize(job(folder, texts))
@@ -468,12 +470,12 @@ def test_what_cannot_work_is_refused_before_it_starts(
         quantize(job(folder, None))
     with monkeypatch.context() as patch:
         patch.setattr(compression, "available_bytes", lambda device: 2**20)
-        with pytest.raises(OutOfMemoryError, match="GiB of memory"):
+        with pytest.raises(OutOfMemoryError, match="[GMk]B of memory"):
             quantize(job(folder, texts))
     usage = dataclasses.make_dataclass("Usage", ["free"])
     with monkeypatch.context() as patch:
         patch.setattr(compression.shutil, "disk_usage", lambda path: usage(1000))
-        with pytest.raises(CapacityError, match="GiB of disk"):
+        with pytest.raises(CapacityError, match="[GMk]B of disk"):
             quantize(job(folder, texts))
     assert not folder.with_name("quantized.partial").exists()
     quantize(job(folder, texts))

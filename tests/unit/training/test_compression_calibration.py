@@ -58,7 +58,7 @@ def test_json_lines_hold_text_or_conversations(tmp_path: Path, encoder: PromptEn
         (b"a\0b" * 200, "holds zero bytes"),
         ('{"text": "' + "x" * 300 + '"}\nplain', "line 2 is not valid JSON"),
         ('{"prompt": "x"}', "line 1 has neither text nor messages"),
-        ('{"text": 5}', "line 1: The field text holds 'int'"),
+        ('{"text": 5}', "line 1: The field text holds a number"),
         ('{"messages": [{"role": "user"}]}', "line 1: messages[0] has no content"),
         ('{"messages": "hello"}', "line 1: messages must be a list"),
         ("[" * 100_000, "is not valid JSON"),

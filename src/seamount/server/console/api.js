@@ -1,4 +1,6 @@
-// Talks to the server's OpenAI-compatible endpoints. Knows nothing of conversations or of the page.
+// Talks to the server: its OpenAI-compatible endpoints, and its keys. Knows nothing of conversations or of the page.
+
+import { proof } from "./credential.js";
 
 /** kind: "network" (no answer), "http" (a status and a body), "stream" (an error chunk), "cut" (ended too early). */
 export class ApiError extends Error {
@@ -31,7 +33,7 @@ export function parseEvents(buffer) {
 async function request(path, options) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: { ...options.headers, ...proof() } });
   } catch (cause) {
     if (cause.name === "AbortError") throw cause;
     throw new ApiError("network", cause.message);
@@ -56,6 +58,22 @@ async function httpError(response) {
 export async function listModels() {
   const response = await request("/v1/models", { cache: "no-store" });
   return (await response.json()).data;
+}
+
+export async function listKeys() {
+  const response = await request("/v1/admin/keys", { cache: "no-store" });
+  return (await response.json()).data;
+}
+
+/** Makes a key; what comes back holds it in `key`, this once. */
+export async function makeKey(order) {
+  const headers = { "content-type": "application/json" };
+  const response = await request("/v1/admin/keys", { method: "POST", headers, body: JSON.stringify(order) });
+  return response.json();
+}
+
+export async function revokeKey(id) {
+  await request(`/v1/admin/keys/${encodeURIComponent(id)}/revoke`, { method: "POST" });
 }
 
 /** Yields the JSON chunks of a streamed chat completion until its end. Throws ApiError, or AbortError on `signal`. */

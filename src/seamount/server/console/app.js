@@ -5,6 +5,8 @@ import { Composer } from "./composer.js";
 import { exportDocument } from "./conversation.js";
 import { $, composing, copyText, download, h, icon } from "./dom.js";
 import { t } from "./i18n.js";
+import { KeyDialog } from "./keydialog.js";
+import { KeysPage } from "./keys.js";
 import { Models } from "./models.js";
 import { dismissPanel, isCovered, isNarrow, restPanels, togglePanel, watchWidth } from "./panels.js";
 import { StickyScroll } from "./scroll.js";
@@ -19,6 +21,8 @@ const settings = new Settings();
 const models = new Models(settings);
 const scroll = new StickyScroll($("log"), $("jump"));
 const composer = new Composer({ send, editLast });
+const keyDialog = new KeyDialog(tryKey);
+const keysPage = new KeysPage({ copy, refused: loadModels });
 let chat;
 let currentId = null;
 let views = new Map();
@@ -68,7 +72,7 @@ function showRun(conversation, message, here) {
   const state = { streaming: "statusWorking", done: "statusDone", stopped: "statusStopped" }[message.state];
   if (here) composer.setRunning(chat.running(conversation.id));
   // The server may be gone, or serve another model by now: the top bar finds out.
-  if (message.state === "error") models.load();
+  if (message.state === "error") loadModels();
   // An error speaks for itself (role=alert).
   if (here && state) $("status").textContent = t(state);
 }
@@ -77,6 +81,7 @@ function showTexts() {
   settings.applyLanguage();
   settings.showPanel(showThinking);
   models.show();
+  if (keysPage.isOpen) keysPage.open();
   const examples = ["compute", "extract", "mask", "ask"].map((name) =>
     h("button", { type: "button", class: "example", onclick: () => useExample(t(`${name}Example`)) }, h("b", {}, t(name)), t(`${name}Example`)),
   );
@@ -96,10 +101,35 @@ function toast(text, undo) {
   toast.timer = setTimeout(() => ($("toast").hidden = true), TOAST_MS);
 }
 
+// --- who asks ---
+
+/** Asks for the models, and for a key where the server wants one. */
+async function loadModels() {
+  await models.load();
+  if (models.refusal !== null) keyDialog.ask(models.refusal);
+}
+
+/** Asks with the key as it is now; the server's word where it refuses it, else null. */
+async function tryKey() {
+  await models.load();
+  if (models.refusal === null && keysPage.isOpen) keysPage.open();
+  return models.refusal;
+}
+
+/** Shows the keys, or the conversation again. */
+function showKeys(shown) {
+  $("log").hidden = $("dock").hidden = shown;
+  if (!shown) return keysPage.close();
+  $("title").textContent = t("keysTitle");
+  document.title = `${t("keysTitle")} · Seamount`;
+  keysPage.open();
+}
+
 // --- what the user does ---
 
 /** Opens a conversation, or a new one for null. The address keeps it, so that a reload comes back here. */
 function open(id) {
+  showKeys(false);
   currentId = chat.conversations.has(id) ? id : null;
   const hash = currentId ? `#c=${currentId}` : "";
   if (location.hash !== hash) history.pushState(null, "", hash || location.pathname);
@@ -163,6 +193,13 @@ const listActions = {
 
 const actions = {
   "new-chat": () => open(null),
+  key: () => keyDialog.open(),
+  keys() {
+    if (location.hash !== "#keys") history.pushState(null, "", "#keys");
+    showKeys(true);
+    if (isNarrow()) restPanels();
+  },
+  "leave-keys": () => open(currentId),
   stop: () => chat.stop(currentId),
   jump: () => scroll.toEnd(),
   language() {
@@ -196,7 +233,7 @@ document.addEventListener("click", (event) => {
 });
 
 document.addEventListener("keydown", (event) => {
-  if (composing(event) || event.defaultPrevented) return;
+  if (composing(event) || event.defaultPrevented || keyDialog.isOpen) return;
   const typing = event.target.closest("input, textarea, select");
   if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.key.toLowerCase() === "o") {
     event.preventDefault();
@@ -223,18 +260,18 @@ async function start() {
     toast(t("notKept"));
   }
   const onSaveError = (error) => toast(t("saveFailed", { message: error.message }));
-  chat = new Chat({ store, settings, findModels: () => models.load(), changed, onSaveError });
+  chat = new Chat({ store, settings, findModels: loadModels, changed, onSaveError });
   await chat.load();
   showTexts();
   restPanels();
   watchWidth();
-  const fromAddress = () => open(location.hash.replace(/^#c=/, ""));
+  const fromAddress = () => (location.hash === "#keys" ? showKeys(true) : open(location.hash.replace(/^#c=/, "")));
   fromAddress();
   addEventListener("popstate", fromAddress);
   addEventListener("pagehide", () => chat.leave());
   addEventListener("pageshow", () => chat.comeBack());
   document.documentElement.dataset.ready = "true";
-  await models.load();
+  await loadModels();
 }
 
 start();

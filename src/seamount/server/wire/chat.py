@@ -11,10 +11,12 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
-from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, Text, Usage, WireModel
+from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, TemplateValue, Text, Usage, WireModel
+from .structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, parse_grammar
+from .tools import MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse, tool_use
 
 MAX_MESSAGES = 4096
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 def _text_only(value: Any) -> Any:
@@ -57,23 +59,12 @@ class UserMessage(WireModel):
     name: Text | None = None
 
 
-class CalledFunction(WireModel):
-    """A call that an earlier answer made."""
-
-    name: Text
-    arguments: Text
-
-
-class ToolCall(WireModel):
-    """One tool call in an earlier answer."""
-
-    id: Text
-    type: Literal["function"]
-    function: CalledFunction
-
-
 class AssistantMessage(WireModel):
-    """An earlier answer. Its reasoning may come under either of the field's two names."""
+    """An earlier answer, or the beginning of the one that is asked for, as the last message.
+
+    Its reasoning may come under either of the field's two names. `prefix` is DeepSeek's: the last message is continued,
+    or not. What stands below it comes back from clients that send a whole answer as they got it.
+    """
 
     role: Literal["assistant"]
     content: Content | None = None
@@ -81,7 +72,12 @@ class AssistantMessage(WireModel):
     reasoning_content: Text | None = None
     reasoning: Text | None = None
     tool_calls: list[ToolCall] | None = None
+    prefix: bool | None = None
     refusal: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
+    provider_specific_fields: IGNORED = None  # LiteLLM's, in what it got
 
 
 class ToolMessage(WireModel):
@@ -105,7 +101,6 @@ class ChatRequest(SamplingFields):
         {
             "metadata",
             "moderation",
-            "parallel_tool_calls",
             "prompt_cache_key",
             "prompt_cache_options",
             "prompt_cache_retention",
@@ -117,11 +112,8 @@ class ChatRequest(SamplingFields):
     )
 
     refusals: ClassVar[Mapping[str, Refusal]] = {
-        "tools": Refusal("is not supported yet.", ([],)),
-        "tool_choice": Refusal("is not supported yet.", ("none",)),
         "functions": Refusal("is not supported: it is deprecated.", ([],)),
         "function_call": Refusal("is not supported: it is deprecated.", ("none",)),
-        "response_format": Refusal("is not supported yet, other than {'type': 'text'}.", ({"type": "text"},)),
         "modalities": Refusal("is not supported, other than ['text'].", (["text"],)),
         "audio": Refusal("is not supported: this model neither hears nor speaks."),
         "prediction": Refusal("is not supported."),
@@ -136,13 +128,27 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32, description="As max_tokens; it wins.")
     logprobs: bool | None = Field(None, description="Report log-probabilities of the answer's tokens.")
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most probable tokens per position.")
-    chat_template_kwargs: dict[Text, bool | int | float | Text | None] | None = Field(
+    chat_template_kwargs: dict[Text, TemplateValue] | None = Field(
         None, max_length=32, description="Switches of the model's chat template, for instance thinking."
+    )
+
+    tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="Functions that the model may call.")
+    tool_choice: ToolChoice | None = Field(
+        None, description="auto lets the model choose; required, or a function, makes it call; none forbids it."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Allow several calls in one answer; true by default.")
+    response_format: RESPONSE_FORMAT = None
+    structured_outputs: STRUCTURED_OUTPUTS = None
+    continue_final_message: bool | None = Field(
+        None,
+        description="Continue the last message, where it is the assistant's; done by default where it calls no tool.",
+    )
+    add_generation_prompt: bool | None = Field(
+        None, description="false is for a last message that is continued, and changes nothing there."
     )
 
     metadata: IGNORED = None
     moderation: IGNORED = None
-    parallel_tool_calls: IGNORED = None
     prompt_cache_key: IGNORED = None
     prompt_cache_options: IGNORED = None
     prompt_cache_retention: IGNORED = None
@@ -150,11 +156,8 @@ class ChatRequest(SamplingFields):
     service_tier: IGNORED = None
     store: IGNORED = None
 
-    tools: REFUSED = None
-    tool_choice: REFUSED = None
     functions: REFUSED = None
     function_call: REFUSED = None
-    response_format: REFUSED = None
     modalities: REFUSED = None
     audio: REFUSED = None
     prediction: REFUSED = None
@@ -179,7 +182,47 @@ class ChatRequest(SamplingFields):
             raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
         count = (self.top_logprobs or 0) if self.logprobs else None
         limit = self.token_limit
-        return self._sampling(defaults, max_tokens=limit[1] if limit else None, logprobs=count)
+        grammar = parse_grammar(self.response_format, self.structured_outputs)
+        return self._sampling(defaults, max_tokens=limit[1] if limit else None, logprobs=count, grammar=grammar)
+
+    def tool_use(self) -> ToolUse | None:
+        """Return what the model may do with tools; None where it may call nothing.
+
+        Raises:
+            InvalidRequestError: two tools have one name, or the choice is of a tool that is not there.
+        """
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+
+    def ignored(self) -> list[str]:
+        """Return the names of given parameters that have no effect."""
+        given = super().ignored()
+        forced = self.tool_choice not in (None, "auto", "none")
+        if any(tool.function.strict for tool in self.tools or ()) and not forced:
+            given.append("tools.function.strict")
+        return given
+
+    @property
+    def continues(self) -> bool | None:
+        """Whether the last message is the beginning of the answer; None where the request leaves it open.
+
+        Raises:
+            InvalidRequestError: its parameters contradict each other, or the message.
+        """
+        last = self.messages[-1]
+        prefix = last.prefix if isinstance(last, AssistantMessage) else None
+        asked = self.continue_final_message if self.continue_final_message is not None else prefix
+        may = isinstance(last, AssistantMessage) and not last.tool_calls and len(self.messages) > 1
+        if asked and not may:
+            raise InvalidRequestError(
+                "Only a last message that is the assistant's, follows another and calls no tool can be continued.",
+                param="messages",
+            )
+        if self.add_generation_prompt is False and (asked is False or not may):
+            raise InvalidRequestError(
+                "add_generation_prompt can only be false where the last message is continued.",
+                param="add_generation_prompt",
+            )
+        return asked if asked is not None or may else False
 
     def template_messages(self) -> list[dict[str, Any]]:
         """Return the messages as chat templates read them: text joined, reasoning under one name."""
@@ -235,6 +278,7 @@ class ChatMessage(WireModel):
     content: str | None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
     refusal: None = None
 
 
@@ -266,6 +310,7 @@ class ChatDelta(WireModel):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(WireModel):

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic_core import PydanticCustomError
 
 from seamount.core.errors import InvalidRequestError
-from seamount.core.sampling import MAX_N, MAX_STOP_STRINGS, SamplingParams
+from seamount.core.sampling import MAX_N, MAX_STOP_STRINGS, Grammar, SamplingParams
 
 MAX_INT32 = 2**31 - 1
 
@@ -30,6 +30,8 @@ def unicode_text(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(unicode_text)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
+# What a switch of a chat template can be.
+TemplateValue = bool | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | float | Text | None
 
 # Values of an ignored parameter that ask for nothing, so that nobody misses their effect.
 _NOTHING: tuple[Any, ...] = (None, [], {}, "", False)
@@ -120,7 +122,14 @@ class SamplingFields(WireModel):
         """True when a stream shall end with usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def _sampling(self, defaults: Mapping[str, Any], *, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+    def _sampling(
+        self,
+        defaults: Mapping[str, Any],
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        grammar: Grammar | None = None,
+    ) -> SamplingParams:
         """Join what was given, what the checkpoint recommends (`defaults`) and the API's own defaults.
 
         Raises:
@@ -133,7 +142,7 @@ class SamplingFields(WireModel):
             fields["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if self.logit_bias:
             fields["logit_bias"] = {_token_id(key): value for key, value in self.logit_bias.items()}
-        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, **fields)
+        return SamplingParams(max_tokens=max_tokens, logprobs=logprobs, grammar=grammar, **fields)
 
 
 # What a checkpoint's generation_config.json may recommend.

@@ -12,6 +12,7 @@ from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
 from .common import MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel, unicode_text
+from .structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, parse_grammar
 
 MAX_SEQUENCES = 256
 DEFAULT_MAX_TOKENS = 16  # OpenAI's default; the finish reason says "length" when it cut
@@ -65,6 +66,8 @@ class CompletionRequest(SamplingFields):
 
     prompt: Prompts
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="Most probable tokens per position.")
+    response_format: RESPONSE_FORMAT = None
+    structured_outputs: STRUCTURED_OUTPUTS = None
 
     best_of: REFUSED = None
     echo: REFUSED = None
@@ -87,7 +90,8 @@ class CompletionRequest(SamplingFields):
                 hint="Send them in several requests.",
                 param="prompt",
             )
-        return self._sampling(defaults, max_tokens=self.token_limit[1], logprobs=self.logprobs)
+        grammar = parse_grammar(self.response_format, self.structured_outputs)
+        return self._sampling(defaults, max_tokens=self.token_limit[1], logprobs=self.logprobs, grammar=grammar)
 
 
 class CompletionLogprobs(WireModel):

@@ -1,0 +1,167 @@
+"""gRPC's requests in the HTTP API's words, checked by the HTTP API's own schemas.
+
+Used by `methods`. Fields of a message have the names of the parameters that they are, so most of a request is taken
+over as it stands, and every bound, every refusal and its words are those of `wire`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from pydantic import ValidationError
+
+from seamount.core.errors import InvalidRequestError
+from seamount.server.errors import validation_error
+from seamount.server.wire.chat import ChatRequest
+from seamount.server.wire.common import SamplingFields
+from seamount.server.wire.completions import CompletionRequest
+
+from . import seamount_pb2 as pb
+
+M = TypeVar("M", bound=Message)
+S = TypeVar("S", bound=SamplingFields)
+
+_ROLES = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_DEVELOPER: "developer",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
+_MODES = {pb.ToolChoice.MODE_NONE: "none", pb.ToolChoice.MODE_AUTO: "auto", pb.ToolChoice.MODE_REQUIRED: "required"}
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """Read a message.
+
+    Raises:
+        InvalidRequestError: the bytes are none of that kind, or it has fields that this server does not know: whoever
+            set them expects something of them.
+    """
+    try:
+        message = kind.FromString(data)
+    except DecodeError as cause:
+        raise InvalidRequestError(
+            f"The message cannot be read as {kind.DESCRIPTOR.full_name}.", code="invalid_body"
+        ) from cause
+    size = message.ByteSize()
+    message.DiscardUnknownFields()
+    if message.ByteSize() != size:
+        raise InvalidRequestError(
+            f"{kind.DESCRIPTOR.full_name} has fields that this server does not know.",
+            hint="The server's reflection service tells which it knows.",
+            code="unknown_parameter",
+        )
+    return message
+
+
+def chat_request(message: pb.ChatRequest, *, stream: bool) -> ChatRequest:
+    """Return a chat in the HTTP API's words.
+
+    Raises:
+        InvalidRequestError: a field has a value that it may not have.
+    """
+    return _checked(ChatRequest, _fields(message, stream=stream))
+
+
+def completion_request(message: pb.CompletionRequest, *, stream: bool) -> CompletionRequest:
+    """Return a completion in the HTTP API's words.
+
+    Raises:
+        InvalidRequestError: a field has a value that it may not have.
+    """
+    return _checked(CompletionRequest, _fields(message, stream=stream))
+
+
+def _checked(schema: type[S], fields: dict[str, Any]) -> S:
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as cause:
+        problems = cause.errors(include_url=False, include_input=False)
+        raise validation_error([{**problem, "loc": ("body", *problem["loc"])} for problem in problems]) from None
+
+
+def _fields(message: Message, *, stream: bool) -> dict[str, Any]:
+    fields: dict[str, Any] = {"stream": stream}
+    if stream:
+        fields["stream_options"] = {"include_usage": True}
+    for field, value in message.ListFields():
+        convert = _CONVERT.get(field.name)
+        fields[field.name] = value if convert is None else convert(value)
+    return fields
+
+
+def _message(message: pb.Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    if message.role:
+        fields["role"] = _ROLES.get(message.role, str(message.role))
+    if message.tool_calls:
+        fields["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    return fields
+
+
+def _tool(number: int, tool: pb.Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, **{field.name: value for field, value in tool.ListFields()}}
+    if tool.HasField("parameters"):
+        function["parameters"] = _json(tool.parameters, f"tools[{number}].function.parameters")
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: pb.ToolChoice) -> Any:
+    if choice.WhichOneof("choice") == "function":
+        return {"type": "function", "function": {"name": choice.function}}
+    return _MODES.get(choice.mode, str(choice.mode))
+
+
+def _response_format(wanted: pb.ResponseFormat) -> dict[str, Any]:
+    kind = wanted.WhichOneof("type")
+    if kind != "json_schema":
+        return {"type": kind}
+    named: dict[str, Any] = {field.name: value for field, value in wanted.json_schema.ListFields()}
+    named["schema"] = _json(wanted.json_schema.schema, "response_format.json_schema.schema")
+    return {"type": kind, "json_schema": named}
+
+
+def _structured_outputs(wanted: pb.StructuredOutputs) -> dict[str, Any]:
+    kind = wanted.WhichOneof("outputs")
+    if kind is None:
+        return {}
+    return {kind: list(wanted.choice.texts) if kind == "choice" else getattr(wanted, kind)}
+
+
+def _template_value(value: pb.TemplateValue) -> Any:
+    kind = value.WhichOneof("value")
+    return None if kind is None else getattr(value, kind)
+
+
+def _prompt(prompt: pb.Prompt) -> Any:
+    kind = prompt.WhichOneof("prompt")
+    return list(prompt.token_ids.ids) if kind == "token_ids" else prompt.text if kind == "text" else None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        raise InvalidRequestError(f"{where} is text that is no JSON.", param=where) from cause
+
+
+# Fields that are not spelled as in JSON.
+_CONVERT: Mapping[str, Callable[[Any], Any]] = {
+    "messages": lambda messages: [_message(message) for message in messages],
+    "prompt": lambda prompts: [_prompt(prompt) for prompt in prompts],
+    "tools": lambda tools: [_tool(number, tool) for number, tool in enumerate(tools)],
+    "tool_choice": _tool_choice,
+    "response_format": _response_format,
+    "structured_outputs": _structured_outputs,
+    "chat_template_kwargs": lambda given: {name: _template_value(value) for name, value in given.items()},
+    "stop": list,
+    "stop_token_ids": list,
+    "logit_bias": lambda biases: {str(token_id): bias for token_id, bias in biases.items()},
+}
