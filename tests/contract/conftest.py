@@ -118,7 +118,7 @@ def postgres_url(postgres: Cluster) -> str:
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a state database may be made, of each kind."""
     if request.param == "sqlite":
-        return str(tmp_path / "state" / "state.db")
+        return str(tmp_path / "state.db")
     return request.getfixturevalue("postgres_url")
 
 

@@ -16,7 +16,8 @@ ADD_TENANT = "INSERT INTO tenants (name, created_s) VALUES (?, ?)"
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "new" / "folder" / "state.db"
+    (tmp_path / "folder").mkdir()
+    return tmp_path / "folder" / "state.db"
 
 
 def test_the_file_is_its_owners_alone(path: Path):
@@ -25,7 +26,6 @@ def test_the_file_is_its_owners_alone(path: Path):
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     database.close()
     assert modes == {"state.db": 0o600, "state.db-wal": 0o600, "state.db-shm": 0o600}
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
 
 
 def test_readers_go_on_beside_a_writer_and_commits_are_flushed(path: Path):
@@ -58,7 +58,6 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(path: Path):
     "content", [b"this is no database, but long enough to be taken for one" * 20, b"SQLite format 3\0"]
 )
 def test_a_file_that_is_no_database_is_told(path: Path, content: bytes):
-    path.parent.mkdir(parents=True)
     path.write_bytes(content)
     with pytest.raises(IntegrityError) as caught:
         open_state(str(path))
@@ -94,3 +93,18 @@ def test_without_a_setting_the_file_is_in_the_data_folder(tmp_path: Path, monkey
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     open_state(None).close()
     assert (tmp_path / "data" / "seamount" / "state.db").is_file()
+    assert stat.S_IMODE((tmp_path / "data" / "seamount").stat().st_mode) == 0o700
+
+
+def test_no_folder_is_made_elsewhere(tmp_path: Path):
+    with pytest.raises(ConfigError, match="wrong is no folder"):
+        open_state(str(tmp_path / "wrong" / "state.db"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_that_must_be_there_is_not_made(path: Path):
+    with pytest.raises(ConfigError, match="There is no state database .*state.db"):
+        open_state(str(path), must_exist=True)
+    assert list(path.parent.iterdir()) == []
+    open_state(str(path)).close()
+    open_state(str(path), must_exist=True).close()

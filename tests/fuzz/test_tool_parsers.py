@@ -51,13 +51,13 @@ CALLS = st.lists(
 PLAIN = st.text("ab 你.\n", max_size=20)
 
 
-def parse(syntax: CallSyntax, pieces: list[str]) -> list[ToolEvent]:
+def parse(syntax: CallSyntax, pieces: list[str], *, cut: bool = False, must_call: bool = False) -> list[ToolEvent]:
     numbers = count()
-    parser = ToolCallParser(syntax, NAMES, new_id=lambda: str(next(numbers)))
+    parser = ToolCallParser(syntax, NAMES, must_call=must_call, new_id=lambda: str(next(numbers)))
     events: list[ToolEvent] = []
     for piece in pieces:
         events += parser.push(piece)
-    return merged(events + parser.flush())
+    return merged(events + parser.flush(cut=cut))
 
 
 def merged(events: list[ToolEvent]) -> list[ToolEvent]:
@@ -119,6 +119,26 @@ def test_nothing_is_lost_or_invented(syntax, text):
     assert all(letter in rest for letter in content)  # in the text's order, with calls and marks left out
     if not num_calls:
         assert content == text
+
+
+@pytest.mark.parametrize("must_call", [False, True])
+@pytest.mark.parametrize("syntax", SYNTAXES, ids=["deepseek", "hermes", "llama"])
+@settings(max_examples=200)
+@given(text=TEXTS)
+def test_a_cut_takes_no_more_than_the_end_of_the_content(syntax, text, must_call):
+    """What was said before the length cut the answer off stays; what goes is the head of a call at its end."""
+    cut = parse(syntax, [text], cut=True, must_call=must_call)
+    assert parse(syntax, list(text), cut=True, must_call=must_call) == cut
+    ended = parse(syntax, [text], must_call=must_call)
+    told, whole = (
+        "".join(event.text for event in events if isinstance(event, ContentDelta)) for events in (cut, ended)
+    )
+    calls = [event for event in cut if not isinstance(event, ContentDelta)]
+    assert whole.startswith(told)
+    assert calls == [event for event in ended if not isinstance(event, ContentDelta)][: len(calls)]
+    dropped = whole[len(told) :].lstrip()
+    if dropped and not must_call:
+        assert dropped.startswith((BEGIN, CALL, "<tool_call>", "<|python_tag|>"))
 
 
 def written_v3(calls) -> str:

@@ -72,6 +72,17 @@ def test_generate_chat_goes_through_the_template(
     assert len(json.loads(capsys.readouterr().out)["prompt_token_ids"]) == len(prompt)
 
 
+@pytest.mark.parametrize("more", [[], ["--n", "2"]])
+def test_generate_chat_shows_the_answer_without_the_tags_of_reasoning(
+    more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "seamount-tiny", "--chat", "--prompt", "Who are you?", "--max-tokens", "60", *more]
+    assert main([*words, "--temperature", "0"] if not more else [*words, "--seed", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "think>" not in shown
+    assert shown.startswith("[0] " if more else "I am seamount-tiny")
+
+
 def test_an_empty_prompt_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "/no/such/folder", "--prompt", ""]) == 2
     assert capsys.readouterr().err.startswith("error: The prompt is empty.")

@@ -48,11 +48,42 @@ def test_the_first_administrator_is_made_once_and_the_key_alone_is_on_stdout(dat
 
 
 def test_without_an_administrator_there_are_no_other_keys(database, capsys):
+    open_state(database).close()
     assert main(["keys", "add", "--database", database]) == 2
     assert capsys.readouterr().err.endswith("hint: Run `seamount init` first.\n")
     assert main(["keys", "list", "--database", database]) == 0
     assert "seamount init" in capsys.readouterr().out
     assert run_json(capsys, "keys", "list", "--database", database) == []
+
+
+@pytest.mark.parametrize("words", [["add"], ["list"], ["list", "--json"], ["revoke", "aB3dE5fG7h"]])
+def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path, database, capsys, monkeypatch, words):
+    assert main(["keys", *words, "--database", database]) == 2
+    shown = capsys.readouterr()
+    assert f"There is no state database {database}." in shown.err
+    assert "hint: `seamount init` makes it" in shown.err
+    assert shown.out == ""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert main(["keys", *words]) == 2
+    assert f"{tmp_path}/data/seamount/state.db" in (told := capsys.readouterr().err)
+    assert "`seamount init`" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_makes_no_folder_where_it_was_told_another(tmp_path, capsys):
+    assert main(["init", "--database", str(tmp_path / "wrong" / "s.db")]) == 2
+    assert f"{tmp_path}/wrong is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"), [("1s", 1), ("30m", 1800), ("12h", 43_200), ("90d", 7_776_000), ("2w", 1_209_600)]
+)
+def test_lifetimes_have_the_usual_units(database, capsys, time, seconds):
+    run_json(capsys, "init", "--database", database)
+    added = run_json(capsys, "keys", "add", "--database", database, "--expires-in", time)
+    lived = datetime.fromisoformat(added["expires"]) - datetime.fromisoformat(added["created"])
+    assert lived.total_seconds() == seconds
 
 
 def test_scripts_get_every_field(database, capsys):
@@ -77,13 +108,13 @@ def test_scripts_get_every_field(database, capsys):
 
 
 def test_people_get_a_table_without_secrets(database, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")  # of a terminal: in a pipe nothing is folded
     run_json(capsys, "init", "--database", database)
-    assert main(["keys", "add", "--database", database, "--tenant", "bank", "--label", "[red]desk"]) == 0
+    assert main(["keys", "add", "--database", database, "--tenant", "bank", "--label", "[red]desk " + "x" * 99]) == 0
     key = capsys.readouterr().out.strip()
     assert main(["keys", "list", "--database", database]) == 0
     table = capsys.readouterr().out
-    assert "[red]desk" in table
+    assert "[red]desk " + "x" * 99 in table
     assert "all models, all routes" in table
     assert key[3:13] in table
     assert key[14:] not in table
@@ -151,6 +182,23 @@ def test_the_operator_is_told_who_can_reach_the_server():
     assert "Authorization" not in greeting("http://x", "m")
 
 
+@pytest.mark.parametrize(
+    ("names", "beside", "call"),
+    [
+        (["box", "127.0.0.1"], True, "curl --cacert '{}/my tls/ca.pem' https://127.0.0.1:8000/v1/"),
+        (["*.example", "models.example"], True, "curl --cacert '{}/my tls/ca.pem' https://models.example:8000/v1/"),
+        (["::1"], False, "curl https://[::1]:8000/v1/"),
+    ],
+)
+def test_the_call_of_the_greeting_trusts_the_certificate_by_a_name_that_it_has(tmp_path, names, beside, call):
+    files = make_certificates(tmp_path / "my tls", names, days=1, now=datetime.now(UTC))
+    if not beside:
+        files.ca.unlink()
+    assert call.format(tmp_path) in greeting("https://127.0.0.1:8000", "m", tls_cert=files.cert)
+    files.cert.write_text("of a form that is not read here")
+    assert "https://127.0.0.1:8000/v1/" in greeting("https://127.0.0.1:8000", "m", tls_cert=files.cert)
+
+
 def status(url: str, key: str | None = None) -> int:
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     try:
@@ -191,13 +239,17 @@ async def test_the_terminal_chat_uses_its_key_and_trusts_the_private_authority(s
     words = ["chat", "--url", running.url]
     monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n"))
     assert await asyncio.to_thread(main, words) == 1
-    assert "certificate" in capsys.readouterr().err.lower()
+    told = capsys.readouterr().err
+    assert f"error: The certificate of {running.url}/v1/ is not trusted: " in told
+    assert "hint: Set SEAMOUNT_CLIENT__TLS_CA" in told
     monkeypatch.setenv("SEAMOUNT_CLIENT__TLS_CA", str(files.ca))
     assert await asyncio.to_thread(main, words) == 2
     assert "hint: Set SEAMOUNT_CLIENT__API_KEY" in capsys.readouterr().err
     monkeypatch.setenv("SEAMOUNT_CLIENT__API_KEY", key)
     assert await asyncio.to_thread(main, words) == 0
     assert "Vier." in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["chat", "--url", running.url.replace("127.0.0.1", "localhost")]) == 1
+    assert "a name or an address that the certificate is for" in capsys.readouterr().err
     monkeypatch.setenv("SEAMOUNT_CLIENT__TLS_CA", str(files.key))
     assert await asyncio.to_thread(main, words) == 2
     assert "cannot be read" in capsys.readouterr().err

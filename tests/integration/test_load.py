@@ -233,7 +233,7 @@ async def test_a_request_that_ran_out_of_time_ends_and_frees_its_place(site):
     held = asyncio.create_task(client.post("/v1/completions", json=TEXT))
     await until(lambda: gate.num_reached == 1)
     queued = await client.post("/v1/completions", json=TEXT, headers={"x-request-timeout": "0.05"})
-    assert (queued.status_code, queued.json()["error"]["code"]) == (503, "deadline_exceeded")
+    assert (queued.status_code, queued.json()["error"]["code"]) == (504, "deadline_exceeded")
     unheard = await client.post("/v1/completions", json=TEXT, headers={"x-stainless-read-timeout": "0.05"})
     assert unheard.json()["error"]["code"] == "deadline_exceeded"
     wrong = await client.post("/v1/completions", json=TEXT, headers={"x-request-timeout": "soon"})
@@ -241,7 +241,7 @@ async def test_a_request_that_ran_out_of_time_ends_and_frees_its_place(site):
     held.cancel()
     await until(lambda: not here.service.num_active)
     running = await client.post("/v1/completions", json=TEXT, headers={"x-request-timeout": "0.05"})
-    assert (running.status_code, running.json()["error"]["code"]) == (503, "deadline_exceeded")
+    assert (running.status_code, running.json()["error"]["code"]) == (504, "deadline_exceeded")
     await until(lambda: len(engine.aborted) == 2)
     stats = await engine.stats()
     assert (stats.num_running, stats.num_free_blocks) == (0, stats.num_blocks)

@@ -173,6 +173,21 @@ async def test_a_call_that_is_cut_off_ends_with_length(serve):
     assert '{"city": "Köln"}'.startswith(streamed[2][0]["arguments"])
 
 
+@pytest.mark.parametrize(
+    ("choice", "max_tokens", "content"),
+    [("auto", 30, ""), ("required", 4, ""), ("required", 30, ""), ("auto", 4, CALL[:4])],
+)
+async def test_the_head_of_a_call_that_is_cut_off_is_no_content(serve, choice, max_tokens, content):
+    """With four letters, only an answer that must call is certain to have begun one."""
+    running = await serve(FakeEngine(say(CALL)), CallingEncoder())
+    asked: dict[str, Any] = {"model": "fake", "messages": ASK, "tools": TOOLS, "max_tokens": max_tokens}
+    async with client(running.url) as api:
+        whole = (await api.chat.completions.create(**asked, tool_choice=choice)).choices[0]
+        streamed = await gather(await api.chat.completions.create(**asked, tool_choice=choice, stream=True))
+    assert (whole.message.content, whole.message.tool_calls, whole.finish_reason) == (content, None, "length")
+    assert streamed == (content, "", [], "length")
+
+
 async def test_answers_of_n_keep_their_calls_apart(serve):
     running = await serve(FakeEngine(say(CALL, "Just text.", SECOND)), CallingEncoder())
     async with client(running.url) as api:
@@ -330,6 +345,20 @@ async def test_the_embedded_model_calls_what_it_must(tiny, thinking):
     required = (await ask(tiny, free, tool_choice="required", max_tokens=400, extra_body=switch)).choices[0]
     assert required.finish_reason == "tool_calls"
     assert {name for name, _ in called(required.message)} <= {"get_pump_pressure", "book_room"}
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 6))
+async def test_marks_of_the_embedded_models_calls_are_no_content_where_the_length_cuts_them(tiny, max_tokens):
+    asked: dict[str, Any] = {
+        "tool_choice": "required",
+        "max_tokens": max_tokens,
+        "extra_body": {"chat_template_kwargs": {"thinking": False}},
+    }
+    whole = (await ask(tiny, PUMP, **asked)).choices[0]
+    assert whole.finish_reason == "length"
+    assert not whole.message.content
+    streamed = await gather(await ask(tiny, PUMP, stream=True, **asked))
+    assert (streamed[0], streamed[3]) == ("", "length")
 
 
 async def test_the_embedded_model_calls_or_answers_in_shape(tiny):

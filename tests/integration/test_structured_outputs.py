@@ -86,6 +86,21 @@ async def test_json_object(api):
             "response_format.json_schema.schema",
             "#/items: the keyword 'not'",
         ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schema": {"oneOf": [{"type": "integer"}, {"type": "number"}]}},
+                }
+            },
+            "response_format",
+            "Write 'anyOf' instead",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"$ref": "#"}}}},
+            "response_format",
+            "leads back to itself",
+        ),
         ({"response_format": {"type": "yaml"}}, "response_format.type", "json_schema"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "one of"),
         ({"structured_outputs": {"regex": "(" * 60_000}}, None, "grammar"),

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from seamount.engine.fake import FakeEngine, say
-from seamount.server import streaming
+from seamount.server import middleware, streaming
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "geheimer Text"}]}
 
@@ -68,6 +68,51 @@ async def test_an_announced_body_over_the_limit_is_refused_unread(serve):
     writer.close()
     assert answer.startswith("HTTP/1.1 413")
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "body_too_large"
+
+
+HALF = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+
+
+async def test_a_body_that_does_not_come_holds_nothing_for_long(serve, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_S", 0.05)
+    running = await serve(FakeEngine())
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(HALF)
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 408")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "body_too_slow"
+    assert running.service.num_active == 0
+
+
+async def test_a_body_that_does_not_come_does_not_keep_a_server_from_stopping(serve, monkeypatch):
+    monkeypatch.setattr(middleware, "_LOOK_S", 0.01)
+    running = await serve(FakeEngine(), drain_timeout_s=3600)
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(HALF)
+    async with asyncio.timeout(20):
+        while not running.service.num_active:
+            await asyncio.sleep(0.002)
+        running.server.stop()
+        answer = (await reader.read()).decode()
+        writer.close()
+        await running.task
+    assert answer.startswith("HTTP/1.1 503")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "draining"
+
+
+@pytest.mark.parametrize("first", ["length", "chunked"])
+async def test_a_body_of_two_lengths_is_refused_and_nothing_behind_it_is_read(serve, first: str):
+    running = await serve(FakeEngine())
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    lengths = ["Content-Length: 5", "Transfer-Encoding: chunked"]
+    head = ["POST /v1/completions HTTP/1.1", "Host: localhost", *(lengths if first == "length" else lengths[::-1])]
+    smuggled = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    writer.write(("\r\n".join(head) + "\r\n\r\n0\r\n\r\n" + smuggled).encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert answer.startswith("HTTP/1.1 400")
+    assert answer.count("HTTP/1.1") == 1
 
 
 async def test_a_chunked_body_over_the_limit_is_refused_as_it_grows(serve):

@@ -15,14 +15,15 @@ from seamount.core.sampling import SamplingParams
 
 from . import flags, wire
 from .backends import interrupted_between
-from .screen import harmless, utf8_input
+from .screen import TerminalAnswer, harmless, utf8_input
 
 if TYPE_CHECKING:
     from seamount.core.requests import EngineStats
     from seamount.engine.llm import LLM, Delta
 
 DESCRIPTION = """Continue a prompt and print the text as it comes. The prompt is raw text, special tokens included; with
---chat it is a question, put through the model's chat template."""
+--chat it is a question, put through the model's chat template; reasoning is then dimmed on a terminal, and goes to
+stderr where stdout is a pipe or a file."""
 ARGUMENTS = "[MODEL] --prompt TEXT [FLAGS]"
 EXAMPLES = """  seamount generate --prompt "What is Seamount?" --chat
   seamount generate /models/folder --prompt "Once upon a time" --max-tokens 64 --seed 1
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json or sampling.n > 1:
         _print_all(llm, prompt, sampling, chat=args.chat, as_json=args.json)
     else:
-        _print_stream(_stream(llm, prompt, sampling, chat=args.chat))
+        _print_stream(_stream(llm, prompt, sampling, chat=args.chat), chat=args.chat)
     _tell_guesses(llm.stats())
     return 0
 
@@ -71,21 +72,24 @@ def _stream(llm: LLM, prompt: str, sampling: SamplingParams, *, chat: bool) -> I
     return llm.stream_chat(_messages(prompt), sampling) if chat else llm.stream(prompt, sampling)
 
 
-def _print_stream(deltas: Iterator[Delta]) -> None:
+def _print_stream(deltas: Iterator[Delta], *, chat: bool) -> None:
+    answer = _answer(chat=chat)
     with closing(interrupted_between(deltas)) as pieces:
         for delta in pieces:
-            sys.stdout.write(_for_stdout(delta.text))
-            sys.stdout.flush()
-    sys.stdout.write("\n")
+            answer.show(*((delta.reasoning, delta.content) if chat else ("", delta.text)))
+    answer.end()
 
 
 def _print_all(llm: LLM, prompt: str, sampling: SamplingParams, *, chat: bool, as_json: bool) -> None:
     completions = llm.chat(_messages(prompt), sampling) if chat else llm.generate(prompt, sampling)
+    answer = _answer(chat=chat)
     for completion in completions:
         if as_json:
             print(json.dumps({"model": llm.facts.name, **asdict(completion)}, ensure_ascii=False))
         else:
-            print(f"[{completion.index}] {_for_stdout(completion.text)}")
+            reasoning, content = (completion.reasoning or "", completion.content) if chat else ("", completion.text)
+            answer.show(reasoning, f"[{completion.index}] {content}")
+            answer.end()
 
 
 def _tell_guesses(stats: EngineStats) -> None:
@@ -99,5 +103,38 @@ def _tell_guesses(stats: EngineStats) -> None:
         )
 
 
-def _for_stdout(text: str) -> str:
-    return harmless(text) if sys.stdout.isatty() else text
+class _PlainAnswer:
+    """The content on stdout, byte for byte into a pipe; the reasoning on stderr, where it mixes with nothing."""
+
+    def __init__(self) -> None:
+        self._in_reasoning = False
+
+    def show(self, reasoning: str, content: str) -> None:
+        """Write what the answer grew by."""
+        if reasoning:
+            sys.stderr.write(harmless(reasoning))
+            sys.stderr.flush()
+            self._in_reasoning = True
+        if content:
+            self._end_reasoning()
+            sys.stdout.write(harmless(content) if sys.stdout.isatty() else content)
+            sys.stdout.flush()
+
+    def end(self) -> None:
+        """End the last line."""
+        self._end_reasoning()
+        sys.stdout.write("\n")
+
+    def _end_reasoning(self) -> None:
+        if self._in_reasoning:
+            sys.stderr.write("\n")
+        self._in_reasoning = False
+
+
+def _answer(*, chat: bool) -> TerminalAnswer | _PlainAnswer:
+    """Return where an answer is shown; raw text has no parts."""
+    if not chat or not sys.stdout.isatty():
+        return _PlainAnswer()
+    from rich.console import Console
+
+    return TerminalAnswer(Console(highlight=False, markup=False, emoji=False))

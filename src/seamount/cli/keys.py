@@ -28,12 +28,15 @@ EXAMPLES = """  seamount keys add --tenant radiology --label "report assistant" 
   seamount keys list
   seamount keys revoke aB3dE5fG7h"""
 
-_UNITS_S = {"m": 60, "h": 3600, "d": 86_400}
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+# A table in a pipe is for a file or for grep: nothing folds it.
+_PIPE_WIDTH = 400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three actions and their flags."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    # Without prog, argparse puts the arguments of our own usage line before each action's name.
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", prog=parser.prog)
     add = actions.add_parser("add", help="make a key and print it, once", allow_abbrev=False)
     add.add_argument(
         "--tenant", default="default", metavar="NAME", help="on whose behalf it acts; made if new (default)"
@@ -42,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--admin", action="store_true", help="may use everything")
     add.add_argument("--model", dest="models", action="append", metavar="NAME", help="only this model; may be repeated")
     add.add_argument("--route", dest="routes", action="append", metavar="PATH", help="only this route; may be repeated")
-    add.add_argument("--expires-in", type=_seconds, metavar="TIME", help="such as 12h or 90d (never)")
-    add.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests it may send (no limit)")
+    add.add_argument("--expires-in", type=_seconds, metavar="TIME", help="such as 30m, 12h, 90d or 4w (never)")
+    add.add_argument("--requests-per-minute", type=int, metavar="N", help="most requests to the model (no limit)")
     add.add_argument("--tokens-per-minute", type=int, metavar="N", help="most tokens, in and out together (no limit)")
     add.add_argument("--max-concurrent", type=int, metavar="N", help="most requests at once (no limit)")
     add.add_argument(
@@ -60,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what was asked."""
     settings = flags.settings_from(args)
-    with closing(wire.open_state(settings.server)) as state:
+    with closing(wire.open_state(settings.server, must_exist=True)) as state:
         return {"add": _add, "list": _list, "revoke": _revoke}[args.action](args, state)
 
 
@@ -131,6 +134,8 @@ def _list(args: argparse.Namespace, state: Database) -> int:
             f"{total.num_generated:,}",
         )
     console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
     console.print(table)
     return 0
 
@@ -188,7 +193,7 @@ def _time(unix_s: int | None) -> str | None:
 
 
 def _seconds(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,6})([mhd])", text)
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30m, 12h or 90d")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30m, 12h or 90d; units are s, m, h, d and w")
     return int(match[1]) * _UNITS_S[match[2]]

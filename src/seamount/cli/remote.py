@@ -20,6 +20,8 @@ from seamount.core.settings import ClientConfig
 from .backends import Piece, with_switch
 
 _CONNECT_TIMEOUT_S = 10.0
+# X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL: the authority is trusted.
+_OTHER_NAME = (62, 64)
 _BASE_HINT = "Give the API's base, for instance http://127.0.0.1:8000/v1."
 
 
@@ -108,6 +110,16 @@ class ServerBackend:
             raise BackendError(f"{self._url} lists no model.", hint=_BASE_HINT) from cause
 
     def _unreachable(self, cause: httpx.HTTPError) -> BackendError:
+        refused = _certificate_refused(cause)
+        if refused is not None:
+            hint = (
+                "Set SEAMOUNT_CLIENT__TLS_CA to the file of the authority that signed it (ca.pem of `seamount cert`)."
+            )
+            if refused.verify_code in _OTHER_NAME:
+                hint = "Give --url a name or an address that the certificate is for."
+            return BackendError(
+                f"The certificate of {self._url} is not trusted: {refused.verify_message.rstrip('.')}.", hint=hint
+            )
         reason = str(cause) or type(cause).__name__
         hint = "Is it running? `seamount serve` starts one."
         return BackendError(f"{self._url} does not answer: {reason}.", hint=hint)
@@ -128,6 +140,14 @@ def _trust(authority: Path | None) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=authority)
     except OSError as cause:  # an SSLError is one
         raise ConfigError(f"The authority {authority} cannot be read: {cause.strerror}.") from cause
+
+
+def _certificate_refused(error: BaseException) -> ssl.SSLCertVerificationError | None:
+    """Return what the TLS library said, which httpx and its parts raise their own errors from."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, ssl.SSLCertVerificationError):
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def _events(lines: Iterator[str]) -> Generator[dict[str, Any], None, None]:

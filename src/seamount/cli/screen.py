@@ -1,6 +1,7 @@
 """What the terminal chat shows and reads: on a terminal with colours and editing, in a pipe as plain lines.
 
-Used by `cli.chat`. Knows nothing of models. What a model writes is never let through as terminal control.
+Used by `cli.chat` and `cli.generate`. Knows nothing of models. What a model writes is never let through as terminal
+control.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from seamount.core.errors import InvalidRequestError, SeamountError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Every control character but newline and tab: escape sequences in a model's text could redraw or retitle the terminal.
 _CONTROL = {code: None for code in (*range(32), *range(127, 160)) if code not in (9, 10)}
@@ -97,6 +101,38 @@ class PipeScreen:
         raise error
 
 
+class TerminalAnswer:
+    """Prints an answer's parts to a terminal as they come, the reasoning dimmed.
+
+    Attributes:
+        begun: something of an answer was shown, and its end was not told yet.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._part = ""
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._part)
+
+    def show(self, reasoning: str, content: str) -> None:
+        """Show what the answer grew by."""
+        for part, text, style in (("reasoning", reasoning, "dim italic"), ("content", content, None)):
+            if not text:
+                continue
+            if self._part == "reasoning" and part == "content":
+                self._console.print("\n")
+            self._part = part
+            self._console.print(harmless(text), style=style, end="", soft_wrap=True)
+        self._console.file.flush()
+
+    def end(self) -> None:
+        """End the answer's last line."""
+        self._part = ""
+        self._console.print()
+
+
 class TerminalScreen:
     """Edits lines with prompt_toolkit and prints with rich.
 
@@ -112,7 +148,7 @@ class TerminalScreen:
 
         self._console = Console(highlight=False, markup=False, emoji=False)
         self._ask = _line_reader(history, commands)
-        self._part = ""
+        self._answer = TerminalAnswer(self._console)
 
     def lines(self) -> Iterator[str]:
         """See `Screen`. Ctrl-C drops the line that is being typed, Ctrl-D ends."""
@@ -126,19 +162,11 @@ class TerminalScreen:
 
     def answer(self, reasoning: str, content: str) -> None:
         """See `Screen`; reasoning is dimmed."""
-        for part, text, style in (("reasoning", reasoning, "dim italic"), ("content", content, None)):
-            if not text:
-                continue
-            if self._part == "reasoning" and part == "content":
-                self._console.print("\n")
-            self._part = part
-            self._console.print(harmless(text), style=style, end="", soft_wrap=True)
-        self._console.file.flush()
+        self._answer.show(reasoning, content)
 
     def end_answer(self, summary: str) -> None:
         """See `Screen`."""
-        self._part = ""
-        self._console.print()
+        self._answer.end()
         self.note(summary)
 
     def note(self, text: str) -> None:
@@ -147,7 +175,7 @@ class TerminalScreen:
 
     def error(self, error: SeamountError) -> None:
         """See `Screen`."""
-        if self._part:
+        if self._answer.begun:
             self.end_answer("")
         self._console.print(harmless(f"error: {error.message}"), style="red", soft_wrap=True)
         if error.hint:

@@ -8,7 +8,9 @@ import logging
 import shlex
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from seamount.core.identity import is_loopback
 
@@ -64,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
                 progress.close()
                 model = app.state.service.model_name()
                 rpc = app.state.grpc_address
-                print(greeting(base_url, model, asks_for_key=has_administrator, grpc_address=rpc), flush=True)
+                told = greeting(
+                    base_url, model, asks_for_key=has_administrator, grpc_address=rpc, tls_cert=server.tls_cert
+                )
+                print(told, flush=True)
 
             run_server(app, server, ready, bound)
     return 0
@@ -85,14 +90,31 @@ def notices(server: ServerConfig, *, has_administrator: bool) -> list[str]:
     return []
 
 
-def greeting(base_url: str, model: str, *, asks_for_key: bool = False, grpc_address: str | None = None) -> str:
-    """Return what is said when requests are taken: where to chat, the API's base, and a call that works when pasted."""
+def greeting(
+    base_url: str,
+    model: str,
+    *,
+    asks_for_key: bool = False,
+    grpc_address: str | None = None,
+    tls_cert: Path | None = None,
+) -> str:
+    """Return what is said when requests are taken: where to chat, the API's base, and a call that works when pasted.
+
+    Args:
+        tls_cert: the certificate, if TLS is spoken: the address is then one that it is for, and the authority that lies
+            beside it, as `seamount cert` makes it, is given to curl.
+    """
+    trust = ""
+    if tls_cert is not None:
+        base_url = _certified(base_url, tls_cert)
+        authority = tls_cert.with_name("ca.pem")
+        trust = f"--cacert {shlex.quote(str(authority))} " if authority.is_file() else ""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": _QUESTION}]}, ensure_ascii=False)
     headers = "-H 'Content-Type: application/json'"
     if asks_for_key:
         headers += ' -H "Authorization: Bearer $KEY"'
     rpc = f"\n  gRPC                 {grpc_address}" if grpc_address else ""
-    call = f"curl {base_url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
+    call = f"curl {trust}{base_url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
     return f"""
   {model} is ready.
 
@@ -101,3 +123,15 @@ def greeting(base_url: str, model: str, *, asks_for_key: bool = False, grpc_addr
   One call             {call}
 
   Ctrl-C stops the server."""
+
+
+def _certified(base_url: str, cert: Path) -> str:
+    """Return the address under a name that the certificate is for: as it is, if it is for that."""
+    from seamount.security.certificates import names_in
+
+    names = [name for name in names_in(cert) if "*" not in name]
+    parts = urlsplit(base_url)
+    if not names or parts.hostname in names:
+        return base_url
+    host = f"[{names[0]}]" if ":" in names[0] else names[0]
+    return f"{parts.scheme}://{host}" + (f":{parts.port}" if parts.port is not None else "")

@@ -76,15 +76,18 @@ def open_screen(*, keep_history: bool, commands: tuple[str, ...]) -> Screen:
     return TerminalScreen(data_folder() / "chat_history" if keep_history else None, commands)
 
 
-def open_state(server: ServerConfig) -> Database:
+def open_state(server: ServerConfig, *, must_exist: bool = False) -> Database:
     """Open the state database, made and migrated where need be. The caller closes it.
+
+    Args:
+        must_exist: refuse where there is no file yet, and make none.
 
     Raises:
         SeamountError: it cannot be used.
     """
     from seamount.core.state import open_state
 
-    return open_state(server.database)
+    return open_state(server.database, must_exist=must_exist)
 
 
 def has_administrator(state: Database) -> bool:

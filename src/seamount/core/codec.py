@@ -12,6 +12,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -63,14 +64,26 @@ class Codec:
         return self._decoders[kind]
 
 
+_SCALARS = (type(None), bool, int, float, str, bytes)
+
+
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [_plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
+    kind: Any = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is tuple or kind is list:
+        return [item if type(item) in _SCALARS else _plain(item) for item in value]
+    if kind is dict:
         return {key: _plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, name)) for name in _names(kind)]
     return value
+
+
+@cache
+def _names(kind: type) -> tuple[str, ...]:
+    """The fields of a dataclass; asked once per step and stream."""
+    return tuple(field.name for field in dataclasses.fields(kind))
 
 
 def _dataclass_decoder(cls: type, nested: Callable[[type], _Check]) -> _Check:
@@ -91,11 +104,13 @@ def _check_for(hint: Any, nested: Callable[[type], _Check]) -> _Check:
     if hint is Any:
         return lambda value: value
     if origin in (Union, types.UnionType):
-        return _union(tuple(_check_for(arm, nested) for arm in get_args(hint)))
+        arms = [arm for arm in get_args(hint) if arm is not type(None)]
+        return _union(tuple(_check_for(arm, nested) for arm in arms), takes_none=len(arms) < len(get_args(hint)))
     if origin is Literal:
         return _literal(get_args(hint))
     if origin is tuple:
-        return _tuple(_check_for(get_args(hint)[0], nested))
+        item = get_args(hint)[0]
+        return _scalars(item) if item in _SCALARS and item is not float else _tuple(_check_for(item, nested))
     if origin is dict:
         key, value = (_check_for(arm, nested) for arm in get_args(hint))
         return _dict(key, value)
@@ -104,8 +119,10 @@ def _check_for(hint: Any, nested: Callable[[type], _Check]) -> _Check:
     return _scalar(hint)
 
 
-def _union(arms: tuple[_Check, ...]) -> _Check:
+def _union(arms: tuple[_Check, ...], *, takes_none: bool) -> _Check:
     def check(value: Any) -> Any:
+        if value is None and takes_none:
+            return None
         for arm in arms:
             try:
                 return arm(value)
@@ -134,6 +151,20 @@ def _tuple(item: _Check) -> _Check:
     return check
 
 
+def _scalars(kind: type) -> _Check:
+    """As `_tuple` of `_scalar`, without a call per item: token ids come by the thousand."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise ValueError(f"a list is needed, not {type(value).__name__}")
+        for item in value:
+            if type(item) is not kind:
+                raise ValueError(f"{kind.__name__} is needed, not {type(item).__name__}")
+        return tuple(value)
+
+    return check
+
+
 def _dict(key: _Check, item: _Check) -> _Check:
     def check(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -144,7 +175,7 @@ def _dict(key: _Check, item: _Check) -> _Check:
 
 
 def _scalar(kind: Any) -> _Check:
-    if kind not in (type(None), bool, int, float, str, bytes):
+    if kind not in _SCALARS:
         raise TypeError(f"{kind} cannot cross a process boundary")
 
     def check(value: Any) -> Any:

@@ -28,6 +28,7 @@ from seamount.core.sampling import Grammar
 from seamount.models.prompt import PromptEncoder
 from seamount.models.reasoning import REASONING_TAGS, THINK_CLOSE
 from seamount.models.sandbox import SandboxProcess
+from seamount.models.tools_syntax import JSON_SPACE
 
 from .grammar_schema import enforceable
 
@@ -44,10 +45,25 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 200_000,
     "verbose_errors": False,
 }
-# Without a bound, a model that is unsure goes on with spaces for ever.
-_JSON = {"whitespace_pattern": r"[ \n\r\t]{1,64}"}
+_JSON = {"whitespace_pattern": JSON_SPACE}
 _SANDBOX = Path(__file__).with_name("_grammar_sandbox.py")
 _MAX_PROBLEM_CHARS = 400
+# What the library says that means nothing to a caller, and what to say instead: the problem, and a way out.
+_OWN_WORDS = {
+    "coerce_one_of": (
+        "the keyword 'oneOf' is not supported where a value may fit several of its schemas",
+        "Write 'anyOf' instead.",
+    ),
+    "NoExtensionBias": (
+        "a '$ref' or a rule leads back to itself and to nothing else, so that no answer could ever end",
+        "Point '$ref' at a schema in '$defs' that says what the value is; to nest it in itself, refer to it from its "
+        "'properties' or 'items', or beside another alternative of 'anyOf'.",
+    ),
+    "circular references with sibling keys": (
+        "a '$ref' that leads back to its own schema is not supported beside other keywords",
+        "Leave that '$ref' out, or refer to the schema from its 'properties', 'items' or 'anyOf'.",
+    ),
+}
 # In Lark's form the library takes options that would change how tokens are chosen, or not do what they say here.
 _RULE_OPTION = re.compile(r"\[[^\[\]]*?\b(stop|max_tokens|temperature)\s*=")
 
@@ -151,11 +167,11 @@ class Grammars:
         self._rehearse(text)
         matcher = LLMatcher(self._vocabulary.tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
-            raise _refused(matcher.get_error())
+            raise _refused_by_library(matcher.get_error())
         return Compiled(self._vocabulary, matcher, self._vocabulary.mask(matcher))
 
     def _rehearse(self, text: str) -> None:
-        """Compile in the child; a grammar that is wrong is refused with the library's words."""
+        """Compile in the child; a grammar that is wrong is refused with the library's words, or better ones."""
         if self._child is None or not self._child.is_usable():
             self._child = self._new_child()
         answer = self._child.ask(json.dumps({"grammar": text}).encode())
@@ -165,7 +181,7 @@ class Grammars:
                 f"compiling it takes over {self._cpu_limit_s:g} s, {self._memory_limit_bytes >> 20} MiB or the stack"
             )
         if answer["error"]:
-            raise _refused(answer["error"])
+            raise _refused_by_library(answer["error"])
 
     def _new_child(self) -> SandboxProcess:
         vocabulary, child = self._vocabulary, SandboxProcess(_SANDBOX)
@@ -279,6 +295,13 @@ def _dead_end() -> InvalidRequestError:
     return InvalidRequestError(
         "The answer stopped, since no token of this model can continue it as its grammar asks.", code="grammar_dead_end"
     )
+
+
+def _refused_by_library(problem: str) -> InvalidRequestError:
+    for words, (own, hint) in _OWN_WORDS.items():
+        if words in problem:
+            return _refused(own, hint=hint)
+    return _refused(problem)
 
 
 def _refused(problem: str, *, hint: str | None = None) -> InvalidRequestError:

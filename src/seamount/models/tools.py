@@ -25,7 +25,7 @@ from .tools_formats import (
     CallSyntax,
 )
 from .tools_parser import ArgumentDelta, CallEnded, CallStarted, ContentDelta, ToolCallParser, ToolEvent
-from .tools_syntax import MAX_SPACE
+from .tools_syntax import JSON_SPACE
 
 __all__ = [
     "ArgumentDelta",
@@ -69,9 +69,9 @@ class ToolFormat:
         """Whether calls begin with a token of their own, so that they cannot be taken for an answer."""
         return (*self.first, *self.before_name)[0] in self.markers
 
-    def parser(self, names: Collection[str]) -> ToolCallParser:
-        """Return a parser for one answer to a prompt that offered tools of these names."""
-        return ToolCallParser(self.syntax, names)
+    def parser(self, names: Collection[str], *, must_call: bool = False) -> ToolCallParser:
+        """Return a parser for one answer to a prompt that offered tools of these names, and may have forced a call."""
+        return ToolCallParser(self.syntax, names, must_call=must_call)
 
     def system_text(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """Return what to tell a model whose template takes no tools (the text of DeepSeek-V3.1's model card)."""
@@ -142,9 +142,8 @@ class ToolFormat:
 
 
 def _spaced(schema: Mapping[str, Any]) -> str:
-    """Spell a schema as a grammar does, with a bound on space: a model that is unsure would go on with it for ever."""
-    pattern = f"[ \\n\\r\\t]{{1,{MAX_SPACE}}}"
-    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": pattern}}, ensure_ascii=False)
+    """Spell a schema as a grammar does, with a bound on space."""
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE}}, ensure_ascii=False)
 
 
 def _quoted(letters: str) -> str:

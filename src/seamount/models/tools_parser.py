@@ -66,15 +66,27 @@ class ToolCallParser:
     between calls belong to no event. Invariant: how the text is cut into pushes does not change the events, once
     neighbours of one kind are joined.
 
+    An answer that its length cuts off may end inside a call's head, which is then no event either: with a mark that
+    says enough by itself, or, in an answer that must call, with any beginning of one.
+
     Args:
         syntax: how the model writes calls.
         names: the offered tools.
+        must_call: the answer was made to be calls and nothing else.
         new_id: makes ids of calls.
     """
 
-    def __init__(self, syntax: CallSyntax, names: Collection[str], *, new_id: Callable[[], str] = new_call_id) -> None:
+    def __init__(
+        self,
+        syntax: CallSyntax,
+        names: Collection[str],
+        *,
+        must_call: bool = False,
+        new_id: Callable[[], str] = new_call_id,
+    ) -> None:
         self._syntax = syntax
         self._names = frozenset(names)
+        self._must_call = must_call
         self._new_id = new_id
         self._triggers = [opening.trigger for opening in syntax.openings]
         if syntax.section_end is not None:
@@ -90,6 +102,7 @@ class ToolCallParser:
         self._brace = 0  # its object begins,
         self._followed = 0  # and how far it was followed
         self._closing = syntax.closing
+        self._cut = False
         self._events: list[ToolEvent] = []
 
     def push(self, text: str) -> list[ToolEvent]:
@@ -97,8 +110,13 @@ class ToolCallParser:
         self._held += text
         return self._run(final=False)
 
-    def flush(self) -> list[ToolEvent]:
-        """Return what was held back; the answer is over. A call that is open ends."""
+    def flush(self, *, cut: bool = False) -> list[ToolEvent]:
+        """Return what was held back; the answer is over. A call that is open ends.
+
+        Args:
+            cut: it ended at the limit of its length, not where the model would have ended it.
+        """
+        self._cut = cut
         return self._run(final=True)
 
     def _run(self, *, final: bool) -> list[ToolEvent]:
@@ -121,7 +139,10 @@ class ToolCallParser:
         if at < 0:
             if final and self._place == "after" and not self._held.strip(_WHITESPACE):
                 self._held = ""
-            self._emit_content(len(self._held) - (0 if final else self._num_undecided()))
+            drops = final and self._cut and self._must_call
+            self._emit_content(len(self._held) - (0 if final and not drops else self._num_undecided()))
+            if drops:
+                self._held = ""
             return False
         start = self._space_before(at)
         if start > 0:
@@ -144,7 +165,9 @@ class ToolCallParser:
                     self._held = self._held[found.end() :]
                     self._follower, self._state = JsonFollower(), "arguments"
                     return True
-            elif not final and opening.syntax.may_match(self._held, at):
+            elif opening.syntax.may_match(self._held, at) and (not final or self._drops(opening)):
+                if final:
+                    self._held = ""
                 return False
             elif opening.wrapper is not None and (prefix := opening.wrapper.match(self._held, at)) is not None:
                 self._opening, self._at, self._brace = opening, at, prefix.end()
@@ -158,6 +181,9 @@ class ToolCallParser:
         """Wait for the whole object that holds name and arguments."""
         self._followed = self._follower.feed(self._held, self._followed)
         if not (self._follower.done or self._follower.broken or final):
+            return False
+        if not (self._follower.done or self._follower.broken) and self._drops(self._opening):
+            self._held = ""
             return False
         call = _named_call(self._held[self._brace : self._followed]) if self._follower.done else None
         if call is None or not self._is_callable(self._opening, call[0]):
@@ -231,6 +257,10 @@ class ToolCallParser:
         while start > 0 and end - start < MAX_SPACE and self._held[start - 1] in _WHITESPACE:
             start -= 1
         return start
+
+    def _drops(self, opening: Opening) -> bool:
+        """Whether the head of a call is dropped, now that the answer is over."""
+        return self._cut and (self._must_call or not opening.known_only)
 
     def _is_callable(self, opening: Opening, name: str) -> bool:
         return is_name(name) and (name in self._names or not opening.known_only)

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 MAX_SPACE = 64
+# What a grammar lets stand between two tokens of JSON: what writers of JSON put there, a space, or a new line and how
+# far it is indented. A model that is unsure would go on with free space for as long as it may.
+JSON_SPACE = r" |\r?\n( {0,32}|\t{0,16})"
 
 
 class Part(NamedTuple):

@@ -1,7 +1,8 @@
 """A small private authority: certificates for those who have nobody to ask for one.
 
-Called by `seamount cert`. Keys are ECDSA on P-256, signatures SHA-256, which every client of today takes. Files are
-replaced whole, so a server that reads them meanwhile finds the old or the new, never half.
+Called by `seamount cert`, and by `seamount serve` for the names. Keys are ECDSA on P-256, signatures SHA-256, which
+every client of today takes. Files are replaced whole, so a server that reads them meanwhile finds the old or the new,
+never half.
 """
 
 from __future__ import annotations
@@ -74,6 +75,19 @@ def make_certificates(folder: Path, names: Sequence[str], *, days: int, now: dat
     except OSError as cause:
         raise ConfigError(f"{cause.filename or folder} cannot be used: {cause.strerror}.") from cause
     return files
+
+
+def names_in(cert: Path) -> list[str]:
+    """Return the host names and addresses that a certificate file in PEM is for, in its order.
+
+    It is empty where the file names none, or has a form that only OpenSSL reads.
+    """
+    try:
+        found = x509.load_pem_x509_certificate(cert.read_bytes())
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return []
+    return [str(name.value).lower() for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
 
 
 def _authority(key: EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:

@@ -146,7 +146,12 @@ def create_app(
     # The last one added is the outermost.
     app.add_middleware(Head)
     larger = {"/v1/files": config.max_file_bytes + FORM_BYTES}
-    app.add_middleware(BodyLimit, max_body_bytes=config.max_body_bytes, larger=larger)
+    app.add_middleware(
+        BodyLimit,
+        is_draining=lambda: service.state() == "draining",
+        max_body_bytes=config.max_body_bytes,
+        larger=larger,
+    )
     app.add_middleware(Gate, calls=service.calls)
     app.add_middleware(Door, access=access, routes=app.routes)
     app.add_middleware(Guard, bound_host=config.host)

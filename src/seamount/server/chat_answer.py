@@ -103,6 +103,7 @@ class ChatAnswer:
         self._service = service
         self._body = body
         self._request = request
+        self._shape_param = "response_format" if body.response_format is not None else None
         self._usage = UsageCounter(len(request.prompt_token_ids), counts_reasoning=True)
         self._choices = choices
         self.envelope: dict[str, Any] = {
@@ -114,7 +115,7 @@ class ChatAnswer:
 
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
         """Yield the answer as it comes; where the request asks for usage, that is the last chunk."""
-        async with aclosing(self._service.generate(self._request)) as chunks:
+        async with aclosing(self._service.generate(self._request, shape_param=self._shape_param)) as chunks:
             async for chunk in chunks:
                 choice = self._choices[chunk.index]
                 deltas = self._take(choice, chunk)
@@ -135,7 +136,7 @@ class ChatAnswer:
 
     async def whole(self) -> ChatResponse:
         """Return the whole answer."""
-        async with aclosing(self._service.generate(self._request)) as chunks:
+        async with aclosing(self._service.generate(self._request, shape_param=self._shape_param)) as chunks:
             async for chunk in chunks:
                 choice = self._choices[chunk.index]
                 self._take(choice, chunk)

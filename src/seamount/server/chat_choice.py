@@ -75,7 +75,9 @@ class Choice:
         if self.tool_parser is None:
             return [ContentDelta(content)] if content else []
         events = self.tool_parser.push(content) if content else []
-        return events + self.tool_parser.flush() if final else events
+        if final:
+            events += self.tool_parser.flush(cut=self.last is not None and self.last.finish_reason == "length")
+        return events
 
     def _deltas(self, reasoning: str, events: list[ToolEvent]) -> list[ChatDelta]:
         deltas: list[ChatDelta] = []

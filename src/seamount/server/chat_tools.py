@@ -39,7 +39,9 @@ class ToolPlan:
 
     def parser(self) -> ToolCallParser | None:
         """Return a fresh parser for one answer; None where it is not looked through for calls."""
-        return None if self.use is None or self.format is None else self.format.parser(self.use.callable)
+        if self.use is None or self.format is None:
+            return None
+        return self.format.parser(self.use.callable, must_call=self.use.forced)
 
 
 def plan_tools(use: ToolUse | None, encoder: Encoder, grammar: Grammar | None) -> ToolPlan:

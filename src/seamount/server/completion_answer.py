@@ -108,7 +108,7 @@ class CompletionAnswer:
 
     async def chunks(self) -> AsyncGenerator[CompletionResponse, None]:
         """Yield the answer as it comes; where the request asks for usage, that is the last chunk."""
-        async with aclosing(merge([self._service.generate(request) for request in self._requests])) as chunks:
+        async with aclosing(merge(self._generated())) as chunks:
             async for prompt, chunk in chunks:
                 self._usage.add(chunk, prompt)
                 number = prompt * self._n + chunk.index
@@ -118,9 +118,13 @@ class CompletionAnswer:
         if self._body.wants_usage:
             yield CompletionResponse(**self.envelope, choices=[], usage=self._usage.usage())
 
+    def _generated(self) -> list[AsyncGenerator[Chunk, None]]:
+        shape_param = "response_format" if self._body.response_format is not None else None
+        return [self._service.generate(request, shape_param=shape_param) for request in self._requests]
+
     async def whole(self) -> CompletionResponse:
         """Return the whole answer."""
-        async with aclosing(merge([self._service.generate(request) for request in self._requests])) as chunks:
+        async with aclosing(merge(self._generated())) as chunks:
             async for prompt, chunk in chunks:
                 self._usage.add(chunk, prompt)
                 text = self._texts[prompt * self._n + chunk.index]

@@ -37,6 +37,8 @@ _STATUS: tuple[tuple[type[core.SeamountError], int, str], ...] = (
     (core.RequestError, 400, _INVALID),
     (core.QuotaError, 429, "rate_limit_error"),
     (core.StateFullError, 507, _SERVER),
+    # The caller set the time: whoever asks again with the same one wastes what is computed until then.
+    (core.DeadlineError, 504, _SERVER),
     (core.CapacityError, 503, _BUSY),
     (core.WorkerDiedError, 503, _BUSY),
     (core.BackendError, 502, _SERVER),
@@ -49,7 +51,9 @@ _FRAMEWORK: dict[int, tuple[str, str, str]] = {
     403: ("permission_error", "forbidden", "This is not permitted."),
     404: (_INVALID, "not_found", "There is no such route."),
     405: (_INVALID, "method_not_allowed", "This route does not answer that method."),
+    408: (_INVALID, "body_too_slow", "The body came too slowly, or not to its end."),
     413: (_INVALID, "body_too_large", "The body is too large."),
+    503: (_BUSY, "draining", "The server is stopping and takes no new requests."),
     500: (_SERVER, "internal_error", "The server failed on this request; its log says where."),
 }
 # Anthropic's words for a status, and the path below which they are used.
@@ -132,7 +136,7 @@ def framework_response(
     """Return an error that has no typed error behind it: routing, framing, an unforeseen failure."""
     kind, code, default = _FRAMEWORK.get(status, _FRAMEWORK[500] if status >= 500 else _FRAMEWORK[400])
     more = {"x-should-retry": "false"} if status >= 500 else {}
-    return ErrorResponse(status, _body(message or default, kind, code, None), {**(headers or {}), **more})
+    return ErrorResponse(status, _body(message or default, kind, code, None), {**more, **(headers or {})})
 
 
 def install(app: FastAPI) -> None:

@@ -12,6 +12,7 @@ rebinding) has an Origin that fits, but a Host that is not this machine. Program
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import socket
@@ -36,6 +37,10 @@ from .service import Service
 _log = logging.getLogger("seamount.server.requests")
 _PROBES = ("/healthz", "/readyz", "/metrics")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# A body has this long to come, and longer the more of it has come.
+BODY_S = 30.0
+BODY_BYTES_PER_S = 8192
+_LOOK_S = 1.0  # how often it is seen that the server stops
 
 
 class Edge:
@@ -123,7 +128,15 @@ class Guard:
         self._loopback_only = is_loopback(bound_host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        problem = self._problem(Headers(scope=scope)) if scope["type"] == "http" else None
+        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Whoever stands in between may have gone by the other one, and then what follows is not what it let pass
+            # (https://www.rfc-editor.org/rfc/rfc9112#section-6.1).
+            twice = "The request gives the length of its body twice, by content-length and by transfer-encoding."
+            refusal = framework_response(400, message=twice, headers={"connection": "close"})
+            await refusal(scope, receive, send)
+            return
+        problem = self._problem(headers) if scope["type"] == "http" else None
         if problem is None:
             await self._app(scope, receive, send)
         else:
@@ -215,15 +228,24 @@ def _refusal(error: SeamountError, credential: str | None) -> Response:
 
 
 class BodyLimit:
-    """Refuses bodies over the limit: by their announced length, else as soon as too much has arrived.
+    """Refuses bodies over the limit, by their announced length, else as soon as too much has arrived; and those that do
+    not come: a place that is held for them is one that others wait for.
 
     Args:
+        is_draining: says whether the server stops; then nobody waits for the rest of a body.
         max_body_bytes: of every body, but for
         larger: those that are sent to these paths.
     """
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, larger: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        is_draining: Callable[[], bool],
+        max_body_bytes: int,
+        larger: Mapping[str, int] | None = None,
+    ) -> None:
         self._app = app
+        self._is_draining = is_draining
         self._max_body_bytes = max_body_bytes
         self._larger = larger or {}
 
@@ -236,17 +258,33 @@ class BodyLimit:
         if not announced.isdigit() or int(announced[:20]) > most:
             await self._refuse(most)(scope, receive, send)
             return
-        received = 0
+        received, is_whole = 0, False
+        start_s = time.monotonic()
 
         async def receive_on() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_whole
+            if is_whole:  # what comes now is the client's leaving
+                return await receive()
+            message = await self._in_time(receive, start_s + BODY_S + received / BODY_BYTES_PER_S)
             received += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
             if received > most:
                 raise HTTPException(413, headers={"connection": "close"})
             return message
 
         await self._app(scope, receive_on, send)
+
+    async def _in_time(self, receive: Receive, end_s: float) -> Message:
+        while True:
+            left_s = end_s - time.monotonic()
+            try:
+                async with asyncio.timeout(min(max(left_s, 0.0), _LOOK_S)):
+                    return await receive()
+            except TimeoutError:
+                if self._is_draining():
+                    raise HTTPException(503, headers={"connection": "close", "x-should-retry": "true"}) from None
+                if left_s <= _LOOK_S:
+                    raise HTTPException(408, headers={"connection": "close"}) from None
 
     def _refuse(self, most: int) -> ASGIApp:
         text = f"The body is larger than {most} bytes."

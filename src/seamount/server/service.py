@@ -244,10 +244,14 @@ class Service:
         stats = await self.engine.stats()
         return self.metrics.render(self.model_name(), stats, self._facts, self.admission.load(), self.num_active)
 
-    async def generate(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def generate(self, request: Request, *, shape_param: str | None = None) -> AsyncGenerator[Chunk, None]:
         """Yield the engine's chunks of one request, once admission lets it begin; observed for metrics.
 
         A request for an embedding is one of many texts: its tokens are taken from the key's limits by who asks for all.
+
+        Args:
+            request: what is asked of the engine.
+            shape_param: the field that the answer's shape came from: `param` of the error that refuses its grammar.
 
         Raises:
             QuotaError: the caller's key has not that many tokens left.
@@ -277,6 +281,8 @@ class Service:
             code = ""
         except SeamountError as error:
             code = error.code
+            if code == "invalid_grammar" and error.param is None:
+                error.param = shape_param
             raise
         finally:
             self.admission.leave(ticket, num_tokens=num_prompt + num_output)

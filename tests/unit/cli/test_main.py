@@ -74,6 +74,15 @@ def test_the_examples_of_every_command_are_valid_command_lines(command: str) -> 
         parser.parse_args(words[2:])
 
 
+@pytest.mark.parametrize("action", ["add", "list", "revoke"])
+def test_what_is_said_of_an_action_can_be_run(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["keys", action, "--help"])
+    assert capsys.readouterr().out.startswith(f"usage: seamount keys {action} [-h]")
+    assert main(["keys", action, "--database"]) == 2
+    assert f"hint: `seamount keys {action} --help` lists the flags." in capsys.readouterr().err
+
+
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out

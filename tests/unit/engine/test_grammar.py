@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,6 +106,12 @@ POINT = {
         (Grammar("json_object"), "[1]", "no"),
         (Grammar("json_object"), "{}x", "no"),
         (Grammar("json_object"), "{" + " " * 100 + "}", "no"),
+        (Grammar("json_object"), '{\r\n\t\t"a": [\n' + " " * 32 + "1]}", "complete"),
+        *(
+            (grammar, f'{{{space}"x": 3}}', "no")
+            for grammar in (Grammar("json_object"), schema({"type": "object"}))
+            for space in ("  ", "\t", "\n\n", "\n  \n", "\n\t ", "\n" + " " * 33, " \n")
+        ),
         (schema(POINT), '{"x": -5, "name": "bc"}', "complete"),
         (schema(POINT), '{"x":3}', "complete"),
         (schema(POINT), '{\n  "x": 3\n}', "complete"),
@@ -216,6 +223,47 @@ def test_what_is_wrong_is_refused_with_the_reason(grammars: Grammars, grammar: G
         grammars.prepare(grammar).result()
     assert problem in caught.value.message
     assert len(caught.value.message) < 600 and "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("grammar", [Grammar("json_object"), schema({"type": "array"})], ids=["object", "schema"])
+def test_a_model_that_prefers_space_cannot_go_on_with_it(
+    encoder: PromptEncoder, grammars: Grammars, grammar: Grammar
+) -> None:
+    """It takes space for as long as it may, and is soon held to write something else."""
+    spaces = {i: text for i in range(VOCAB_SIZE) if (text := encoder.token_bytes(i)) and not text.strip()}
+    for prefers in (min, max):
+        follower, run = Constraint(grammars.prepare(grammar).result(), thinks=False), b""
+        follower.accept(encoder.tokenizer.encode_inside("{" if grammar.kind == "json_object" else "[")[0])
+        while fitting := [i for i in spaces if follower.allowed[i]]:
+            best = prefers(fitting, key=lambda i: (spaces[i] == b" ", len(spaces[i])))
+            assert not follower.accept(best)
+            run += spaces[best]
+            assert len(run) <= 34
+        assert run
+
+
+@pytest.mark.parametrize(
+    ("value", "problem", "hint"),
+    [
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "'oneOf' is not supported", "'anyOf'"),
+        ({"items": {"oneOf": [{"minimum": 1}, {"maximum": 3}]}}, "'oneOf' is not supported", "'anyOf'"),
+        ({"$ref": "#"}, "'$ref' or a rule leads back to itself", "'$defs'"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/a"}]}}}, "leads back to itself", "'$defs'"),
+        ({"type": "object", "properties": {"a": {}}, "$ref": "#"}, "beside other keywords", "'properties'"),
+    ],
+)
+def test_what_the_library_refuses_in_its_own_tongue_is_said_in_ours(
+    grammars: Grammars, value: Any, problem: str, hint: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        grammars.prepare(schema(value)).result()
+    assert problem in caught.value.message
+    assert hint in (caught.value.hint or "")
+    assert not re.search("coerce|Bias|verbose|json-schema:", str(caught.value))
+
+
+def test_one_of_stays_where_no_value_fits_two(follow: Any) -> None:
+    assert follow(schema({"oneOf": [{"type": "string"}, {"type": "null"}]})).says("null") == "complete"
 
 
 def test_a_grammar_that_another_tenant_compiled_is_compiled_again(grammars: Grammars) -> None:

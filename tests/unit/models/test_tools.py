@@ -11,19 +11,22 @@ from seamount.models.builtin_templates import DEEPSEEK_R1, DEEPSEEK_V3, DEEPSEEK
 from seamount.models.tools import ArgumentDelta, CallEnded, CallStarted, ContentDelta, ToolEvent, choose_format
 from seamount.models.tools_formats import DEEPSEEK, HERMES, LLAMA, CallSyntax
 from seamount.models.tools_parser import ToolCallParser
+from seamount.models.tools_syntax import JSON_SPACE
 
 NAMES = {"f", "get_weather"}
 BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, SEP, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
 
 
-def parse(syntax: CallSyntax, text: str, size: int = 1 << 20) -> list[ToolEvent]:
+def parse(
+    syntax: CallSyntax, text: str, size: int = 1 << 20, *, cut: bool = False, must_call: bool = False
+) -> list[ToolEvent]:
     numbers = count()
-    parser = ToolCallParser(syntax, NAMES, new_id=lambda: f"call_{next(numbers)}")
+    parser = ToolCallParser(syntax, NAMES, must_call=must_call, new_id=lambda: f"call_{next(numbers)}")
     events: list[ToolEvent] = []
     for start in range(0, len(text), size):
         events += parser.push(text[start : start + size])
-    return events + parser.flush()
+    return events + parser.flush(cut=cut)
 
 
 def told(events: list[ToolEvent]) -> tuple[str, list[tuple[str, str]]]:
@@ -160,6 +163,40 @@ def test_what_is_no_call_is_content_to_the_last_letter(syntax, text):
     assert told(parse(syntax, text)) == told(parse(syntax, text, 1)) == (text, [])
 
 
+@pytest.mark.parametrize(
+    ("syntax", "text", "content"),
+    [
+        (DEEPSEEK, BEGIN, ""),
+        (DEEPSEEK, f"{BEGIN}{CALL}get_weather", ""),
+        (DEEPSEEK, f"{BEGIN}{CALL}function{SEP}get_w", ""),
+        (DEEPSEEK, f"{BEGIN}{CALL}f{SEP}", ""),
+        (DEEPSEEK, f"Let me look.\n\n{BEGIN}{CALL}", "Let me look."),
+        (DEEPSEEK, f"{BEGIN}{CALL}two wor", f"{BEGIN}{CALL}two wor"),
+        (DEEPSEEK, f"{BEGIN} nothing", f"{BEGIN} nothing"),
+        (HERMES, '<tool_call>\n{"name": "f', ""),
+        (HERMES, '<tool_call>\n{"arguments": {"a": 1', ""),
+        (HERMES, "<tool_call> is the tag", "<tool_call> is the tag"),
+        # Any text may go on so: it says too little.
+        (HERMES, "a < b or <tool", "a < b or <tool"),
+        (LLAMA, '<|python_tag|>{"na', ""),
+        (LLAMA, '{"name": "f', '{"name": "f'),
+    ],
+)
+def test_the_head_of_a_call_that_the_answers_length_cuts_off_is_dropped(syntax, text, content):
+    for size in (1, 3, len(text)):
+        assert told(parse(syntax, text, size, cut=True)) == (content, [])
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_an_answer_that_must_call_has_no_content_wherever_it_is_cut(family):
+    syntax, write = WRITERS[family]
+    text = "\n\n" + write(ONE, *([("get_weather", '{"city": "Köln"}')] if family != "llama" else []))
+    for end in range(len(text) + 1):
+        whole = told(parse(syntax, text[:end], cut=True, must_call=True))
+        assert whole == told(parse(syntax, text[:end], 1, cut=True, must_call=True))
+        assert not whole[0].strip()
+
+
 def test_a_real_call_behind_a_false_one_is_found():
     text = f"<tool_call> is the tag. <tool_call>{{'bad'}}</tool_call>{hermes(ONE)}"
     assert told(parse(HERMES, text, 1)) == ("<tool_call> is the tag. <tool_call>{'bad'}</tool_call>", [ONE])
@@ -255,7 +292,7 @@ def test_a_grammar_names_markers_and_quotes_letters():
     assert lines[4] == f'call_0: {CALL} "f" {SEP} arguments_0 {CALL_END}'
     rule, _, schema = lines[5].partition(" %json ")
     assert rule == "arguments_0:"
-    assert json.loads(schema) == {**SCHEMA, "x-guidance": {"whitespace_pattern": "[ \\n\\r\\t]{1,64}"}}
+    assert json.loads(schema) == {**SCHEMA, "x-guidance": {"whitespace_pattern": JSON_SPACE}}
 
 
 def test_a_grammar_for_a_tokenizer_without_the_markers_is_letters():

@@ -33,7 +33,7 @@ class KeyOrder(WireModel):
         None, min_length=1, max_length=_MAX_SCOPES, description="The only routes it may use; null for the usual ones."
     )
     expires_in_s: int | None = Field(None, ge=1, le=_MAX_LIFETIME_S, description="Seconds; null never.")
-    requests_per_minute: int | None = Field(None, ge=1, le=_MAX_LIMIT)
+    requests_per_minute: int | None = Field(None, ge=1, le=_MAX_LIMIT, description="Requests to the model.")
     tokens_per_minute: int | None = Field(None, ge=1, le=_MAX_LIMIT, description="In and out together.")
     max_concurrent: int | None = Field(None, ge=1, le=_MAX_LIMIT, description="Requests at once.")
     priority: int = Field(0, ge=-1, le=1, description="-1 fills idle time, 0 is usual, 1 goes first.")
