@@ -2,7 +2,8 @@
 
 Called by `middleware.Door` for HTTP, and by whatever else takes requests (gRPC calls `Access.admit` with its method's
 name as the route). What may be used is decided by `permitted`, a pure function; who somebody is, by the
-`Authenticator`. Nothing here reads a body: a model is checked by the route that reads it, with `permit_model`.
+`Authenticator`. Nothing here reads a body: the model that one names is checked with `permit_model`, for all surfaces
+by `Service.admit`.
 """
 
 from __future__ import annotations
