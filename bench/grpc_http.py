@@ -121,7 +121,7 @@ async def _serve_nothing() -> None:
     import grpc
     import uvicorn
 
-    from seamount.server.limits_connections import BoundedProtocol
+    from seamount.server.door.connections import BoundedProtocol
 
     answer = b"x" * 450
     head = [(b"content-type", b"application/json"), (b"content-length", b"450")]
@@ -296,7 +296,7 @@ async def _grpc(where: str, concurrency: int, max_tokens: int, stream: bool) -> 
 @asynccontextmanager
 async def _inside(where: str, concurrency: int, max_tokens: int, stream: bool) -> AsyncIterator[list[Ask]]:
     """No protocol: what every way has in common, from the check of the parsed body to the answer's objects."""
-    from seamount.server.chat_answer import prepare_chat
+    from seamount.server.chat.answer import prepare_chat
     from seamount.server.wire.chat import ChatRequest
 
     app, _ = _app(where)

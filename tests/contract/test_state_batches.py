@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from seamount.core.errors import ForbiddenError, InvalidRequestError, NotFoundError, QuotaError, SeamountError
-from seamount.server import batches_store, files_store
-from seamount.server.batches_store import WINDOW_S, Batch, BatchStore, LeaseLostError, LineError
-from seamount.server.files_store import BATCH_RETENTION_S, STALE_UPLOAD_S, FileStore, Lines, StoredFile
+from seamount.server.batches import store as batches_store
+from seamount.server.batches.store import WINDOW_S, Batch, BatchStore, LeaseLostError, LineError
+from seamount.server.files import store as files_store
+from seamount.server.files.store import BATCH_RETENTION_S, STALE_UPLOAD_S, FileStore, Lines, StoredFile
 
 DAY_S = 86_400
 TEXT = '{"a": "Grüße 一 \\u0000 \'; DROP TABLE files --"}\n\n\u2028?%s\n'

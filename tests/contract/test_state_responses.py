@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 from seamount.core.errors import SeamountError
-from seamount.server.responses_store import ResponseStore, StoredResponse
+from seamount.server.responses.store import ResponseStore, StoredResponse
 
 DAY_S = 86_400
 START_S = 1_800_000_000

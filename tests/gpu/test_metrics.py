@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seamount.server.metrics_gpu import GpuCollector
+from seamount.server.telemetry.gpu import GpuCollector
 
 
 def test_the_driver_tells_what_torch_knows() -> None:

@@ -22,7 +22,7 @@ from seamount.models.builtin_templates import QWEN3
 from seamount.models.locate import locate_model
 from seamount.models.prompt import PromptEncoder
 from seamount.models.tools import choose_format
-from seamount.server.access import Access
+from seamount.server.door.access import Access
 
 ASK: Any = {"model": "fake", "max_tokens": 200, "messages": [{"role": "user", "content": "Weather?"}]}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}

@@ -48,8 +48,8 @@ from seamount.engine.fake_encoder import ByteEncoder
 from seamount.models.prompt import PromptEncoder
 from seamount.security import authenticators
 from seamount.security.keys import ApiKeys
-from seamount.server.access import RULES, Rule
 from seamount.server.app import create_app
+from seamount.server.door.access import RULES, Rule
 
 SOURCE = Path(seamount.__file__).parent
 ODD_INTEGERS = (-(2**63) - 1, -(2**31), -1, 2**31, 2**32, 2**63, 2**64, 10**30)

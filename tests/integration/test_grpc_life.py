@@ -23,7 +23,7 @@ from seamount.engine.fake import FAKE_FACTS, FakeEngine, say
 from seamount.models.locate import locate_model
 from seamount.models.prompt import PromptEncoder
 from seamount.security.certificates import CertificateFiles, make_certificates
-from seamount.server import admission_call
+from seamount.server.admission import call as admission_call
 
 OWN_CONNECTION = ("grpc.use_local_subchannel_pool", 1)
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING

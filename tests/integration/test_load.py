@@ -18,8 +18,8 @@ from seamount.core.settings import ServerConfig
 from seamount.engine.fake import FAKE_FACTS, FakeEngine, say
 from seamount.engine.fake_encoder import ByteEncoder
 from seamount.server import service as service_module
-from seamount.server.access import Access
 from seamount.server.app import create_app
+from seamount.server.door.access import Access
 from seamount.server.serve import HttpServer
 from seamount.server.service import Service
 

@@ -24,8 +24,8 @@ from seamount.core.identity import Principal
 from seamount.core.state import open_state
 from seamount.engine.fake import FakeEngine, say
 from seamount.security.keys import ApiKeys
-from seamount.server.access import RULES, Rule
-from seamount.server.logs import set_up_logging
+from seamount.server.door.access import RULES, Rule
+from seamount.server.telemetry.logs import set_up_logging
 
 CANARY = "canary7f3a"
 WRONG_KEY = "sm-canary7f3a-" + "b" * 43

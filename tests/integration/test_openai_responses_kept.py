@@ -19,7 +19,7 @@ from seamount.core.requests import Request
 from seamount.core.state import open_state
 from seamount.engine.fake import FakeEngine, say
 from seamount.security.keys import ApiKeys
-from seamount.server import responses_answer
+from seamount.server.responses import answer as responses_answer
 
 NOTHING = "resp_" + "0" * 32
 

@@ -17,8 +17,8 @@ from seamount.core.settings import EngineConfig
 from seamount.engine import client
 from seamount.engine.client import WorkerEngine
 from seamount.engine.fake import FAKE_FACTS, FakeEngine
-from seamount.server import admission_call
-from seamount.server.limits_connections import notice_dead_peers
+from seamount.server.admission import call as admission_call
+from seamount.server.door.connections import notice_dead_peers
 
 
 async def until(condition) -> None:

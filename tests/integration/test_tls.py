@@ -17,7 +17,7 @@ from seamount.core.errors import ConfigError
 from seamount.core.settings import ServerConfig
 from seamount.engine.fake import FakeEngine, say
 from seamount.security.certificates import CertificateFiles, make_certificates
-from seamount.server.tls import server_context
+from seamount.server.door.tls import server_context
 
 NAMES = ("localhost", "127.0.0.1")
 

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from seamount.engine.fake import FakeEngine, say
-from seamount.server import middleware, streaming
+from seamount.server import streaming
+from seamount.server.door import middleware
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "geheimer Text"}]}
 

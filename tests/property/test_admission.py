@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seamount.core.errors import DeadlineError, QueueFullError
-from seamount.server.admission import Admission
-from seamount.server.admission_core import AdmissionCore, Capacity, Ticket
-from seamount.server.admission_shares import PRIORITIES, FairQueue
-from seamount.server.limits import Bucket
+from seamount.server.admission.core import AdmissionCore, Capacity, Ticket
+from seamount.server.admission.limits import Bucket
+from seamount.server.admission.queue import Admission
+from seamount.server.admission.shares import PRIORITIES, FairQueue
 
 SEQUENCES, TOKENS, WAITING = 4, 1000, 12
 

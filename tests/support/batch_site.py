@@ -21,10 +21,10 @@ from seamount.engine.fake import FAKE_FACTS, FakeEngine
 from seamount.engine.fake_encoder import ByteEncoder
 from seamount.security.keys import ApiKeys
 from seamount.security.usage import UsageLedger
-from seamount.server.batches_runner import BatchRunner
-from seamount.server.batches_store import Batch, BatchStore
-from seamount.server.completion_answer import prepare_completion
-from seamount.server.files_store import FileStore, Lines
+from seamount.server.batches.runner import BatchRunner
+from seamount.server.batches.store import Batch, BatchStore
+from seamount.server.completions.answer import prepare_completion
+from seamount.server.files.store import FileStore, Lines
 from seamount.server.metering import MeteredEngine
 from seamount.server.service import Service
 from seamount.server.wire.completions import CompletionRequest

@@ -84,7 +84,7 @@ def _add(args: argparse.Namespace, state: Database) -> int:
         ),
         priority=args.priority,
     )
-    from seamount.server.access import check_named
+    from seamount.server.door.access import check_named
 
     check_named(args.routes or ())
     credential, key = ApiKeys(state).add(principal, label=args.label, lifetime_s=args.expires_in)

@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal comes."""
     settings = flags.settings_from(args)
     server = settings.server
-    from seamount.server import listener, tls
-    from seamount.server.logs import set_up_logging
+    from seamount.server.door import listener, tls
+    from seamount.server.telemetry.logs import set_up_logging
 
     set_up_logging(server.log_format, server.log_level, sys.stderr)
     tls.server_context(server)  # wrong files are told before anything is loaded

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seamount.core.database import Database
     from seamount.core.settings import EngineConfig, ServerConfig, Settings
     from seamount.engine.llm import LLM
-    from seamount.server.access import Access
+    from seamount.server.door.access import Access
 
     from .backends import ChatBackend
     from .screen import Screen
@@ -121,7 +121,7 @@ def make_access(state: Database) -> Access:
     from seamount.security.authenticators import KeyAuthenticator, OpenOnLoopback
     from seamount.security.keys import ApiKeys
     from seamount.security.usage import UsageLedger
-    from seamount.server.access import Access
+    from seamount.server.door.access import Access
 
     keys = ApiKeys(state)
     if not keys.has_administrator():

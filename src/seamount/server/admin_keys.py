@@ -1,8 +1,8 @@
 """/v1/admin/keys: administrators list, make and revoke API keys over HTTP, as `seamount keys` does on the machine.
 
-Added by `app`; the page of `console/keys.js` uses it. Who comes here was let in as an administrator by `access`. That
-is not enough while nobody has a key yet: then everyone on this machine would be one, and any program on it could make
-itself the first. So these routes also ask that a key proved it.
+Added by `app`; the page of `console/keys.js` uses it. Who comes here was let in as an administrator by `door.access`.
+That is not enough while nobody has a key yet: then everyone on this machine would be one, and any program on it could
+make itself the first. So these routes also ask that a key proved it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seamount.core.errors import ForbiddenError, NotFoundError
 from seamount.security.keys import ApiKey, ApiKeys
 from seamount.security.usage import Tokens, usage_by_day
 
-from .access import check_named, current_principal
+from .door.access import check_named, current_principal
 from .wire.keys import KeyCard, KeyList, KeyOrder, NewKey, key_card
 
 KeyId = Annotated[str, Path(pattern=r"^[A-Za-z0-9]+$", max_length=64)]

@@ -22,26 +22,26 @@ from seamount.security.authenticators import OpenOnLoopback
 from seamount.version import __version__
 
 from . import errors
-from .access import Access, check_rules, may_use_model, permit_model
 from .admin_keys import add_admin_keys
-from .admission_call import Gate
-from .batches import add_batches
-from .body import StrictRoute
-from .chat import chat
-from .completions import complete
+from .admission.call import Gate
+from .batches.routes import add_batches
+from .chat.routes import chat
+from .completions.routes import complete
+from .door.access import Access, check_rules, may_use_model, permit_model
+from .door.body import StrictRoute
+from .door.middleware import BodyLimit, Door, Edge, Guard, Head
 from .embeddings import add_embeddings
 from .encoder import Encoder
 from .errors import error_body
-from .files_upload import FORM_BYTES
-from .messages import add_messages
+from .files.upload import FORM_BYTES
+from .messages.routes import add_messages
 from .metering import MeteredEngine
-from .metrics import CONTENT_TYPE, Metrics
-from .middleware import BodyLimit, Door, Edge, Guard, Head
 from .pages import PAGE_HEADERS, PageFiles
 from .reference import DescribedApp, add_reference
-from .responses import add_responses, clean_at_start
-from .responses_store import ResponseStore
+from .responses.routes import add_responses, clean_at_start
+from .responses.store import ResponseStore
 from .service import Service
+from .telemetry.metrics import CONTENT_TYPE, Metrics
 from .tokens import add_tokens
 from .wire.chat import ChatChunk, ChatRequest, ChatResponse
 from .wire.common import ErrorBody
@@ -49,7 +49,7 @@ from .wire.completions import CompletionRequest, CompletionResponse
 from .wire.models import ModelCard, ModelList
 
 if TYPE_CHECKING:
-    from .tracing import Spans
+    from .telemetry.tracing import Spans
 
 CONSOLE_FOLDER = Path(__file__).with_name("console")
 # FastAPI can send traces to a collector when the environment says so; nothing leaves this machine by itself.
@@ -163,7 +163,7 @@ def _spans(config: ServerConfig, metrics: Metrics) -> Spans | None:
     """Return what sends spans, where the settings ask for it; only then are its packages imported."""
     if config.otlp_endpoint is None:
         return None
-    from .tracing import Spans
+    from .telemetry.tracing import Spans
 
     outcomes = metrics.spans.labels
     return Spans(config.otlp_endpoint, on_sent=outcomes("sent").inc, on_dropped=outcomes("dropped").inc)

@@ -21,7 +21,7 @@ from seamount.core.embedding import EmbeddingFacts, EmbeddingParams, check_embed
 from seamount.core.errors import ContextTooLongError, EngineError, InvalidRequestError, QuotaError
 from seamount.core.requests import Chunk, Request
 
-from .admission_call import current_call
+from .admission.call import current_call
 from .answers import to_json
 from .service import Service
 from .streaming import merge, while_connected

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from seamount.core import errors as core
 
-from .record import current_record
+from .telemetry.record import current_record
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Counts each caller's tokens where they pass: at the engine, so that no route can forget to.
 
-Put round the engine by `app.create_app`. Knows no HTTP; whose request it is, `access` says.
+Put round the engine by `app.create_app`. Knows no HTTP; whose request it is, `door.access` says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from seamount.core.ports import Engine
 from seamount.core.requests import Chunk, EngineState, EngineStats, ModelFacts, Request
 from seamount.security.usage import Tokens, UsageLedger
 
-from .access import current_principal
+from .door.access import current_principal
 
 
 class MeteredEngine:

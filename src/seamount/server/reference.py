@@ -19,7 +19,7 @@ from starlette.routing import BaseRoute
 
 from seamount.core.errors import NotFoundError
 
-from .access import RULES, Rule
+from .door.access import RULES, Rule
 from .pages import PAGE_HEADERS, PageFiles
 from .wire.chat import ChatChunk
 from .wire.common import ErrorBody

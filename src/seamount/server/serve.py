@@ -20,10 +20,10 @@ from fastapi import FastAPI
 
 from seamount.core.settings import ServerConfig
 
-from .limits_connections import BoundedProtocol, allow_many_files, notice_dead_peers
-from .listener import bind
+from .door.connections import BoundedProtocol, allow_many_files, notice_dead_peers
+from .door.listener import bind
+from .door.tls import server_context
 from .service import Service
-from .tls import server_context
 
 if TYPE_CHECKING:
     from .rpc.server import GrpcServer

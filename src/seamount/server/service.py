@@ -31,12 +31,12 @@ from seamount.core.ports import Engine
 from seamount.core.requests import Chunk, EngineState, ModelFacts, Request
 from seamount.core.settings import ServerConfig
 
-from .access import permit_model
-from .admission import Admission
-from .admission_call import Call, Calls, current_call
-from .admission_core import Capacity, Ticket
+from .admission.call import Call, Calls, current_call
+from .admission.core import Capacity, Ticket
+from .admission.queue import Admission
+from .door.access import permit_model
 from .encoder import Encoder
-from .metrics import Metrics
+from .telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class Service:
         created_s: Unix time of this object's making: the `created` of its model.
         started: done when the engine is ready; holds the error when it could not start.
         num_active: requests that are being answered.
-        calls: opens a call for each request; see `admission_call`.
+        calls: opens a call for each request; see `admission.call`.
         admission: who is worked on, who waits.
     """
 

@@ -16,7 +16,7 @@ from fastapi import Request as HttpRequest
 from seamount.core.errors import ContextTooLongError, InvalidRequestError
 
 from .answers import to_json
-from .chat_answer import encode_chat
+from .chat.answer import encode_chat
 from .encoder import Encoder, Prompt
 from .service import Service, T
 from .streaming import while_connected

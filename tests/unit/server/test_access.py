@@ -14,9 +14,9 @@ from seamount.core.identity import Principal
 from seamount.core.settings import ServerConfig
 from seamount.engine.fake import FakeEngine, say
 from seamount.engine.fake_encoder import ByteEncoder
-from seamount.server import access as access_module
-from seamount.server.access import RULES, Access, Decision, Rule, check_rules, permitted
 from seamount.server.app import create_app
+from seamount.server.door import access as access_module
+from seamount.server.door.access import RULES, Access, Decision, Rule, check_rules, permitted
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "hi"}]}
 ADMIN = Principal(key_id="a", tenant="admin", is_admin=True)

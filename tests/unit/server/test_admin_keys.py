@@ -18,8 +18,8 @@ from seamount.core.state import open_state
 from seamount.engine.fake import FakeEngine, say
 from seamount.engine.fake_encoder import ByteEncoder
 from seamount.security.keys import ApiKeys
-from seamount.server.access import Access
 from seamount.server.app import create_app
+from seamount.server.door.access import Access
 from seamount.server.wire.keys import KeyOrder
 
 ROUTE = "/v1/admin/keys"

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from seamount.core.errors import DeadlineError, DrainingError, QueueFullError
-from seamount.server.admission import Admission
-from seamount.server.admission_core import AdmissionCore, Capacity, Ticket
+from seamount.server.admission.core import AdmissionCore, Capacity, Ticket
+from seamount.server.admission.queue import Admission
 
 
 class Clock:

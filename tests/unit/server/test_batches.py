@@ -8,8 +8,8 @@ import json
 from batch_site import FOUR, TWO, Held, as_line, until
 
 from seamount.core.identity import Principal
-from seamount.server.batches_runner import LEASE_S
-from seamount.server.batches_store import WINDOW_S, BatchStore
+from seamount.server.batches.runner import LEASE_S
+from seamount.server.batches.store import WINDOW_S, BatchStore
 
 
 async def test_every_line_is_answered_under_its_name_in_the_inputs_order(start):

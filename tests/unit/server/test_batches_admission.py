@@ -7,8 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seamount.server.admission_core import AdmissionCore, Capacity, Ticket
-from seamount.server.admission_shares import BATCH, PRIORITIES
+from seamount.server.admission.core import AdmissionCore, Capacity, Ticket
+from seamount.server.admission.shares import BATCH, PRIORITIES
 
 
 def ticket(priority: int, tokens: int = 10, n: int = 1, tenant: str = "a") -> Ticket:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seamount.core.errors import InvalidRequestError
-from seamount.server import batches_input, files_upload
-from seamount.server.batches_input import InputCheck, read_line, texts
-from seamount.server.files_store import Lines
-from seamount.server.files_upload import LineCutter
+from seamount.server.batches import input as batches_input
+from seamount.server.batches.input import InputCheck, read_line, texts
+from seamount.server.files import upload as files_upload
+from seamount.server.files.store import Lines
+from seamount.server.files.upload import LineCutter
 
 ENDPOINT = "/v1/completions"
 GOOD = {"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": {"model": "m", "prompt": "hi"}}

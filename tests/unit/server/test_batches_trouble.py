@@ -12,7 +12,7 @@ from batch_site import FOUR, TWO, Held, as_line, until
 from seamount.core.errors import EngineError, QueueFullError, WorkerDiedError
 from seamount.core.identity import Limits, Principal
 from seamount.security.usage import Tokens, UsageLedger, usage_by_day
-from seamount.server import batches_answer
+from seamount.server.batches import line as batches_answer
 
 
 def bank(**other: Any) -> Principal:

@@ -14,8 +14,8 @@ from seamount.models.builtin_templates import DEEPSEEK_V31, QWEN3
 from seamount.models.reasoning import ReasoningParser
 from seamount.models.tools import choose_format
 from seamount.server.answers import to_json
-from seamount.server.chat_choice import Choice
-from seamount.server.chat_tools import plan_tools
+from seamount.server.chat.choice import Choice
+from seamount.server.chat.tools import plan_tools
 from seamount.server.wire.chat import ChatRequest
 
 TAGS = ("<tool_call>", "</tool_call>")

@@ -16,7 +16,7 @@ from seamount.core.identity import Limits, Principal
 from seamount.core.requests import Request
 from seamount.engine.fake import FAKE_FACTS, FakeEngine
 from seamount.engine.fake_encoder import ByteEncoder
-from seamount.server.access import Access
+from seamount.server.door.access import Access
 
 HOW = EmbeddingFacts(pooling="last", normalize=True, num_dimensions=3, shorter_dimensions=(2,), max_tokens=64)
 FACTS = dataclasses.replace(FAKE_FACTS, embedding=HOW, generates=False)

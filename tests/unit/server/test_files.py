@@ -11,8 +11,8 @@ from seamount.core.database import Database
 from seamount.core.errors import StateFullError, StateUnavailableError
 from seamount.core.state import open_state
 from seamount.engine.fake import FakeEngine
-from seamount.server import files_upload
-from seamount.server.files_store import FileStore
+from seamount.server.files import upload as files_upload
+from seamount.server.files.store import FileStore
 
 BATCH = {"purpose": "batch"}
 

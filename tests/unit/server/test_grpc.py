@@ -13,8 +13,8 @@ from google.protobuf.descriptor import Descriptor
 
 from seamount.core import errors as core
 from seamount.core.errors import ConfigError, InvalidRequestError, SeamountError
-from seamount.server import access as access_module
 from seamount.server import rpc
+from seamount.server.door import access as access_module
 from seamount.server.errors import error_body, validation_error
 from seamount.server.rpc import answers, methods
 from seamount.server.rpc import seamount_pb2 as pb

@@ -6,7 +6,7 @@ import pytest
 
 from seamount.core.errors import QuotaError
 from seamount.core.identity import Limits, Principal
-from seamount.server.limits import Meter, Meters, duration
+from seamount.server.admission.limits import Meter, Meters, duration
 
 
 def test_requests_per_minute_come_back_evenly() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from seamount.core.identity import Principal
-from seamount.server.logs import set_up_logging
-from seamount.server.record import Record, known_method, recording
+from seamount.server.telemetry.logs import set_up_logging
+from seamount.server.telemetry.record import Record, known_method, recording
 
 CANARY = "canary-7f3a"
 ours = logging.getLogger("seamount.server.test")

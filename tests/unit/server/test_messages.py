@@ -14,8 +14,8 @@ from seamount.core.identity import Principal
 from seamount.core.requests import Request
 from seamount.engine.fake import FAKE_FACTS, FakeEngine, say
 from seamount.engine.fake_encoder import ByteEncoder
-from seamount.server import messages as messages_module
-from seamount.server.access import Access
+from seamount.server.door.access import Access
+from seamount.server.messages import routes as messages_module
 from seamount.server.streaming import EventStream
 
 ASK: dict[str, Any] = {"model": "fake", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seamount.server.messages_blocks import Blocks, Event, parse_input
+from seamount.server.messages.blocks import Blocks, Event, parse_input
 from seamount.server.wire.chat import ChatDelta
 from seamount.server.wire.tools import CalledFunctionDelta, ToolCallDelta
 

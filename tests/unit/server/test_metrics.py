@@ -11,10 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from seamount.core.requests import Chunk, EngineStats, Request
 from seamount.core.sampling import SamplingParams
 from seamount.engine.fake import FAKE_FACTS
-from seamount.server import metrics_gpu
-from seamount.server.admission import Load
-from seamount.server.metrics import Metrics
-from seamount.server.record import Record, recording
+from seamount.server.admission.queue import Load
+from seamount.server.telemetry import gpu as metrics_gpu
+from seamount.server.telemetry.metrics import Metrics
+from seamount.server.telemetry.record import Record, recording
 
 
 class Clock:

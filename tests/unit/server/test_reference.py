@@ -11,8 +11,8 @@ from seamount.core.settings import ServerConfig
 from seamount.engine.fake import FakeEngine
 from seamount.engine.fake_encoder import ByteEncoder
 from seamount.server import reference
-from seamount.server.access import RULES, Rule
 from seamount.server.app import create_app
+from seamount.server.door.access import RULES, Rule
 from seamount.server.pages import CONTENT_SECURITY_POLICY
 
 METHODS = {"get", "post", "put", "patch", "delete"}

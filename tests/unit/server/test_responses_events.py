@@ -14,8 +14,8 @@ from seamount.core.requests import Chunk
 from seamount.models.builtin_templates import QWEN3
 from seamount.models.reasoning import ReasoningParser
 from seamount.models.tools import choose_format
-from seamount.server.chat_choice import Choice
-from seamount.server.responses_events import ResponseWriter
+from seamount.server.chat.choice import Choice
+from seamount.server.responses.events import ResponseWriter
 from seamount.server.wire.chat import ChatChunk, ChatChunkChoice, ChatDelta
 from seamount.server.wire.common import Usage
 from seamount.server.wire.responses import ReasoningConfig, ResponseObject, TextConfig

@@ -19,7 +19,7 @@ from seamount.engine.fake_encoder import ByteEncoder
 from seamount.models.locate import locate_model
 from seamount.models.prompt import PromptEncoder
 from seamount.models.reasoning import THINK_OPEN
-from seamount.server.access import Access
+from seamount.server.door.access import Access
 
 HI = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}

@@ -15,8 +15,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from seamount.core.identity import Principal
 from seamount.core.requests import Request
 from seamount.core.sampling import SamplingParams
-from seamount.server.record import Record
-from seamount.server.tracing import Parent, Spans, parent_of, span_of
+from seamount.server.telemetry.record import Record
+from seamount.server.telemetry.tracing import Parent, Spans, parent_of, span_of
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GIVEN = f"00-{TRACE}-{PARENT}-01"
@@ -237,5 +237,5 @@ def test_proxies_and_collectors_of_the_environment_are_not_asked(answers, monkey
 def test_nothing_of_it_is_imported_before_it_is_asked_for():
     import subprocess
 
-    program = "import sys, seamount.server.app; sys.exit('seamount.server.tracing' in sys.modules)"
+    program = "import sys, seamount.server.app; sys.exit('seamount.server.telemetry.tracing' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

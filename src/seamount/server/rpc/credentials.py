@@ -12,7 +12,7 @@ import grpc
 
 from seamount.core.errors import ConfigError
 from seamount.core.settings import ServerConfig
-from seamount.server.tls import server_context
+from seamount.server.door.tls import server_context
 
 _log = logging.getLogger(__name__)
 

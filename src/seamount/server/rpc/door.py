@@ -1,8 +1,8 @@
-"""What stands before every gRPC method, as `middleware` and `admission_call.Gate` stand before every route.
+"""What stands before every gRPC method, as `door.middleware` and `admission.call.Gate` stand before every route.
 
-Used by `server`, which has it wrap the methods of all services. Opens the record and the call, asks `access` who may,
-reads the message only then, turns errors into statuses, and counts and logs how it ended. A client that cancels, or
-whose deadline is over, has the method's task cancelled by the library: what it holds is given back on the way out.
+Used by `server`, which has it wrap the methods of all services. Opens the record and the call, asks `door.access` who
+may, reads the message only then, turns errors into statuses, and counts and logs how it ended. A client that cancels,
+or whose deadline is over, has the method's task cancelled by the library: what it holds is given back on the way out.
 
 No guard against foreign web pages as for HTTP: gRPC wants a header (`te`) that no page can send. Should a proxy in
 between add it, `origin` still tells that a page asks, and it is refused.
@@ -25,13 +25,13 @@ from google.protobuf.message_factory import GetMessageClass
 from starlette.datastructures import Headers
 
 from seamount.core.errors import ForbiddenError, SeamountError
-from seamount.server import admission_call
-from seamount.server.access import RULES, Access, Rule, Visit, acting_as
-from seamount.server.admission_call import ClientStalledError
+from seamount.server.admission import call as admission_call
+from seamount.server.admission.call import ClientStalledError
+from seamount.server.door.access import RULES, Access, Rule, Visit, acting_as
+from seamount.server.door.middleware import credential_of, new_record
 from seamount.server.errors import log_failure, status_of
-from seamount.server.middleware import credential_of, new_record
-from seamount.server.record import Record, recording
 from seamount.server.service import Service
+from seamount.server.telemetry.record import Record, recording
 
 from .status import code_of, metadata, sentence
 from .translate import parse
@@ -90,7 +90,7 @@ class Door:
         """Return what the library calls for a method.
 
         Args:
-            route: as in `access.RULES`.
+            route: as in `door.access.RULES`.
         """
         kind, serialize = GetMessageClass(method.input_type), GetMessageClass(method.output_type).SerializeToString
 

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from seamount.core.errors import NotFoundError
-from seamount.server.access import may_use_model, permit_model
-from seamount.server.chat_answer import ChatAnswer, prepare_chat
-from seamount.server.completion_answer import CompletionAnswer, prepare_completion
+from seamount.server.chat.answer import ChatAnswer, prepare_chat
+from seamount.server.completions.answer import CompletionAnswer, prepare_completion
+from seamount.server.door.access import may_use_model, permit_model
 from seamount.server.service import Service
 from seamount.server.wire.common import SamplingFields
 

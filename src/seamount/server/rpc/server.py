@@ -13,9 +13,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from seamount.core.errors import ConfigError
 from seamount.core.settings import ServerConfig
-from seamount.server.access import RULES, Access
-from seamount.server.record import Record
+from seamount.server.door.access import RULES, Access
 from seamount.server.service import Service
+from seamount.server.telemetry.record import Record
 
 from .credentials import server_credentials
 from .door import Door, Method
@@ -117,7 +117,9 @@ def routes(service: ServiceDescriptor, methods: Mapping[str, Method]) -> dict[st
     """
     found = {name: f"/{service.full_name}/{name}" for name in methods}
     if without := [route for route in found.values() if route not in RULES]:
-        raise ConfigError(f"These methods have no rule: {', '.join(without)}.", hint="Add them to server.access.RULES.")
+        raise ConfigError(
+            f"These methods have no rule: {', '.join(without)}.", hint="Add them to server.door.access.RULES."
+        )
     return found
 
 

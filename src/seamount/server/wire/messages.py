@@ -1,6 +1,6 @@
 """Schemas of /v1/messages and /v1/messages/count_tokens: Anthropic's Messages API, request and answer.
 
-Used by `messages`, `messages_chat` and `messages_blocks`. The format's source is Anthropic's reference, "Create a
+Used by `messages`, `messages.translate` and `messages.blocks`. The format's source is Anthropic's reference, "Create a
 Message" and "Count tokens in a Message". As everywhere on this server each parameter is honoured, refused by name, or
 listed as ignored. Blocks of an answer are those of a request: what was answered can be sent back as it came.
 """

@@ -1,6 +1,6 @@
 """Schemas of tools: those that a request offers, the choice among them, calls in messages, answers and chunks.
 
-Called by `wire.chat` and `chat_tools`. Tools come from strangers and end up in prompts and grammars, so names, sizes
+Called by `wire.chat` and `chat.tools`. Tools come from strangers and end up in prompts and grammars, so names, sizes
 and schemas are checked here.
 """
 

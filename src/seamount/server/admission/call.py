@@ -1,0 +1,238 @@
+"""One request at the door: who calls, what its key may still use, and how much time it has.
+
+`Gate` stands between the middleware that says who calls and the routes; the gRPC side opens its calls itself. Routes
+and `service` find the call through `current_call`: a route that forgot to hand it on would be one without limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from seamount.core.errors import DeadlineError, InvalidRequestError
+from seamount.core.identity import Principal
+from seamount.server.door.access import current_principal
+from seamount.server.errors import error_response
+
+from .limits import Meter, Meters
+from .queue import Clock
+
+T = TypeVar("T")
+
+NOBODY = Principal(key_id=None, tenant="")
+"""The caller where nobody was asked who calls: without limits."""
+
+# A client that has not taken anything for so long, with its buffers full, holds what others wait for.
+STALL_S = 60.0
+_MAX_TIMEOUT_S = 86_400.0
+
+
+class ClientStalledError(ConnectionError):
+    """The client stopped reading; the connection is given up."""
+
+
+class Call:
+    """One request of a client, from the door to its end. `close` gives back what it holds.
+
+    Attributes:
+        caller: who calls.
+        begin_by_s: the clock's time at which the engine must have begun; None is never.
+        end_by_s: the clock's time at which the answer must be complete; None is never.
+    """
+
+    def __init__(
+        self,
+        caller: Principal,
+        meter: Meter | None,
+        clock: Clock,
+        *,
+        begin_by_s: float | None = None,
+        end_by_s: float | None = None,
+    ) -> None:
+        self.caller = caller
+        self.begin_by_s = begin_by_s
+        self.end_by_s = end_by_s
+        self._meter = meter
+        self._clock = clock
+        self._asked = self._begun = False
+
+    def begin(self) -> None:
+        """Count the request against its key's limits, once, however often it is called.
+
+        Raises:
+            QuotaError: the key may not now.
+        """
+        self._asked = True
+        if not self._begun and self._meter is not None:
+            self._meter.begin(self._clock())
+        self._begun = True
+
+    def reserve(self, num_tokens: int) -> None:
+        """Take the tokens that will probably be needed from the key's.
+
+        Raises:
+            QuotaError: there are not that many left.
+        """
+        if self._meter is not None:
+            self._meter.reserve(num_tokens, self._clock())
+
+    def settle(self, reserved: int, used: int) -> None:
+        """Correct a reservation by what was used in the end."""
+        if self._meter is not None:
+            self._meter.settle(reserved, used, self._clock())
+
+    def until_its_end(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Return these chunks, which come until the call's time is over; they are closed with what is returned.
+
+        Raises (the generator):
+            DeadlineError: the time is over.
+        """
+        return chunks if self.end_by_s is None else _until(chunks, self.end_by_s, self._clock)
+
+    def headers(self) -> dict[str, str]:
+        """Return the rate headers, for an answer to a request that counts."""
+        return self._meter.headers(self._clock()) if self._asked and self._meter is not None else {}
+
+    def close(self) -> None:
+        """The request is over. Idempotent."""
+        if self._begun and self._meter is not None:
+            self._meter.end()
+        self._begun = False
+
+
+async def _until(chunks: AsyncGenerator[T, None], end_by_s: float, clock: Clock) -> AsyncGenerator[T, None]:
+    async with aclosing(chunks):
+        while True:
+            try:
+                # Each wait has its own limit: a generator may be asked by one task after another.
+                async with asyncio.timeout(max(end_by_s - clock(), 0.0)):
+                    chunk = await anext(chunks, None)
+            except TimeoutError as cause:
+                raise DeadlineError(
+                    "The time that the request allows was over before its answer was complete."
+                ) from cause
+            if chunk is None:
+                return
+            yield chunk
+
+
+_current: ContextVar[Call] = ContextVar("seamount_call")
+
+
+def current_call() -> Call:
+    """Return the call that this task works for; an open one, without limits, where nobody called."""
+    found = _current.get(None)
+    return Call(NOBODY, None, time.monotonic) if found is None else found
+
+
+class Calls:
+    """Opens calls: keeps the meters of all keys."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._meters = Meters()
+
+    @contextmanager
+    def open(
+        self, caller: Principal, *, begin_in_s: float | None = None, end_in_s: float | None = None
+    ) -> Iterator[Call]:
+        """Make a call the current one, and close it at the end.
+
+        Args:
+            begin_in_s, end_in_s: seconds within which the engine must begin and the answer be complete; None is any.
+        """
+        now_s = self._clock()
+        given = [seconds for seconds in (begin_in_s, end_in_s) if seconds is not None]
+        call = Call(
+            caller,
+            self._meters.of(caller, now_s),
+            self._clock,
+            begin_by_s=now_s + min(given) if given else None,
+            end_by_s=None if end_in_s is None else now_s + end_in_s,
+        )
+        token = _current.set(call)
+        try:
+            yield call
+        finally:
+            _current.reset(token)
+            call.close()
+
+
+class Gate:
+    """ASGI layer: opens a call for each request, tells rates in its answer, gives up on who stalls."""
+
+    def __init__(self, app: ASGIApp, calls: Calls) -> None:
+        self._app = app
+        self._calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_on(message: Message) -> None:
+            try:
+                async with asyncio.timeout(STALL_S):
+                    await send(message)
+            except TimeoutError as cause:
+                raise ClientStalledError("The client stopped reading.") from cause
+
+        await self._within_call(scope, receive, send_on)
+
+    async def _within_call(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        try:
+            asked_s = asked_timeout_s(headers)
+        except InvalidRequestError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        caller = current_principal() or NOBODY
+        with self._calls.open(caller, begin_in_s=client_timeout_s(headers), end_in_s=asked_s) as call:
+
+            async def send_with_rates(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    MutableHeaders(scope=message).update(call.headers())
+                await send(message)
+
+            await self._app(scope, receive, send_with_rates)
+
+
+def asked_timeout_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that `x-request-timeout` allows for the whole answer; None without it.
+
+    Raises:
+        InvalidRequestError: it is no number of seconds.
+    """
+    text = headers.get("x-request-timeout")
+    if text is None:
+        return None
+    seconds = _seconds(text)
+    if seconds is None:
+        raise InvalidRequestError(
+            "The header x-request-timeout must be a number of seconds above 0.", param="x-request-timeout"
+        )
+    return seconds
+
+
+def client_timeout_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds after which one of OpenAI's clients gives up waiting for anything to come, if it says so.
+
+    Streams are kept alive by comments, so this bounds the wait for the answer's beginning, not the answer.
+    """
+    return _seconds(headers.get("x-stainless-read-timeout", ""))
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return min(seconds, _MAX_TIMEOUT_S) if math.isfinite(seconds) and seconds > 0 else None

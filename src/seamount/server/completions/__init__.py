@@ -1,0 +1,1 @@
+"""Continued text, and /v1/completions over it."""

@@ -1,0 +1,1 @@
+"""Files of tenants, kept in the state database."""
