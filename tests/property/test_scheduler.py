@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seamount.core.errors import QueueFullError
+from seamount.core.requests import IDLE_PRIORITY
 from seamount.core.sampling import SamplingParams
 from seamount.engine.blocks import BlockPool, chain_hash
 from seamount.engine.scheduler import Scheduler, Work
@@ -51,14 +52,14 @@ class Machine:
         self.live: list[Sequence] = []
         self.finished: list[Sequence] = []
 
-    def add(self, prompt: list[int], max_tokens: int, n: int = 1) -> None:
+    def add(self, prompt: list[int], max_tokens: int, n: int = 1, priority: int = 0) -> None:
         group: list[Sequence] = []
         for index in range(n):
             leader = group[0] if group else None
             group.append(
                 Sequence("r", index, tuple(prompt), SamplingParams(), seed=1, max_tokens=max_tokens, leader=leader)
             )
-        self.scheduler.add(group)
+        self.scheduler.add(group, priority=priority)
         self.live += group
 
     def step(self) -> list[Work]:
@@ -72,6 +73,7 @@ class Machine:
         for item, complete in zip(work, completes, strict=True):
             if complete:
                 self._sample(item)
+        self.scheduler.measured(work, 0.01 * len(work))
         self.check()
         return work
 
@@ -150,7 +152,8 @@ def test_random_traffic_leaks_and_mixes_nothing(
             # Few different tokens and a common opening make equal prefixes frequent.
             prompt = [1] * chance.randint(0, length) + [chance.randint(1, 2) for _ in range(length)]
             prompt = prompt[:length]
-            machine.add(prompt, chance.randint(1, MAX_LEN - length), n=chance.choice([1, 1, 1, 3]))
+            priority = chance.choice([IDLE_PRIORITY, -1, 0, 0, 1])
+            machine.add(prompt, chance.randint(1, MAX_LEN - length), n=chance.choice([1, 1, 1, 3]), priority=priority)
         elif action < 0.4 and machine.live:
             machine.abort(chance.randrange(100))
         else:

@@ -14,6 +14,9 @@ from .sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+IDLE_PRIORITY = -2
+"""Of requests that nobody waits for, as a batch's: they fill the time that others leave."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -24,7 +27,8 @@ class Request:
         prompt_token_ids: the whole prompt, special tokens included; never empty.
         sampling: how to continue it.
         skip_special_tokens: leave special tokens (not the text markers such as `</think>`) out of `text`.
-        priority: of waiting requests the one with the higher number begins first, and loses its blocks last.
+        priority: of waiting requests the one with the higher number begins first, and loses its blocks last; those of
+            `IDLE_PRIORITY` or less are worked on in idle time, and hold up others little.
         cache_salt: prompts share cached prefixes only with prompts of the same salt: nobody can find out by timing
             what was sent under another one.
         embedding: set where the answer shall be the prompt's embedding; `sampling` then decides nothing.

@@ -8,17 +8,22 @@ last gives its blocks back and waits again, before others of its priority; its t
 
 A step takes as long as its tokens, and every stream pauses for it. Beside decodes, prefill chunks are therefore cut to
 what the machine computes in `MAX_PAUSE_S`, as far as steps were measured; without decodes nobody waits for them.
+
+Sequences that only fill idle time sit out the steps of others but for those that `Filler` lets them join.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import deque
 from dataclasses import dataclass
 
 from seamount.core.errors import QueueFullError
+from seamount.core.requests import IDLE_PRIORITY
 
 from .blocks import BlockPool, chain_hash
+from .filler import Filler
 from .sequence import Sequence
 
 MAX_PAUSE_S = 0.2
@@ -87,6 +92,8 @@ class Scheduler:
         self._enable_prefix_cache = enable_prefix_cache
         self._standings: dict[Sequence, _Standing] = {}
         self._prefill_token_s: float | None = None
+        self._filler = Filler()
+        self._company: set[bool] = set()  # whether sequences of the last step fill idle time
 
     def add(self, sequences: list[Sequence], *, priority: int = 0, cache_salt: str = "") -> None:
         """Queue the sequences of one request.
@@ -122,8 +129,17 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """Choose the next step's work and take the blocks that it needs. Empty only when nothing is queued."""
         plan: dict[Sequence, int] = {}
+        if self._somebody_waits() and not self._filler.may_join():
+            self._plan(plan, [sequence for sequence in self.running if not self._fills(sequence)], fillers=False)
+        if not plan:
+            self._plan(plan, self.running, fillers=True)
+        self._company = {self._fills(sequence) for sequence in plan}
+        return self._with_drafts(plan)
+
+    def _plan(self, plan: dict[Sequence, int], running: list[Sequence], *, fillers: bool) -> None:
+        """Plan the next tokens of these sequences, and of waiting ones; of those that fill idle time if `fillers`."""
         preempted = self.num_preemptions
-        for sequence in sorted(self.running, key=lambda s: s.num_pending > 1):
+        for sequence in sorted(running, key=lambda s: s.num_pending > 1):
             budget = self._max_step_tokens - sum(plan.values())
             if sequence.num_pending > 1:
                 budget = min(budget, self._chunk_budget(plan))
@@ -135,12 +151,17 @@ class Scheduler:
             if self._reserve(sequence, num_new, plan):
                 plan[sequence] = num_new
         if self.num_preemptions == preempted:
-            self._admit(plan)
-        return self._with_drafts(plan)
+            self._admit(plan, fillers=fillers)
 
     def measured(self, work: list[Work], took_s: float) -> None:
-        """Learn from a step's time how large a chunk may be beside decodes; few prompt tokens teach nothing."""
+        """Learn from the time of the step that was scheduled last.
+
+        How large a chunk may be beside decodes, of which few prompt tokens teach nothing; and what those cost who fill
+        idle time.
+        """
         num_prefill = sum(item.num_new for item in work if item.num_new > 1)
+        if False in self._company:
+            self._filler.measured(took_s, joined=True in self._company, decodes_only=num_prefill == 0)
         if num_prefill < _MIN_CHUNK_TOKENS:
             return
         # The whole step counts as the prompts' time: what decodes took of it makes the chunk smaller, never larger.
@@ -185,8 +206,10 @@ class Scheduler:
             limit = max(int(MAX_PAUSE_S / self._prefill_token_s), _MIN_CHUNK_TOKENS)
         return max(limit - sum(chunks), 0)
 
-    def _admit(self, plan: dict[Sequence, int]) -> None:
+    def _admit(self, plan: dict[Sequence, int], *, fillers: bool) -> None:
         while self.waiting and len(self.running) < self._max_num_seqs:
+            if not fillers and self._fills(self.waiting[0]):
+                return
             budget = min(self._max_step_tokens - sum(plan.values()), self._chunk_budget(plan))
             sequence = self.waiting[0]
             leader = sequence.leader
@@ -219,6 +242,14 @@ class Scheduler:
 
     def _priority(self, sequence: Sequence) -> int:
         return self._standings[sequence].priority
+
+    def _fills(self, sequence: Sequence) -> bool:
+        """Whether the sequence only fills idle time."""
+        return self._priority(sequence) <= IDLE_PRIORITY
+
+    def _somebody_waits(self) -> bool:
+        """Whether a sequence is here that somebody waits for; waiting ones stand in the order of their priority."""
+        return any(not self._fills(sequence) for sequence in (*self.running, *itertools.islice(self.waiting, 1)))
 
     def _reserve(self, sequence: Sequence, num_new: int, plan: dict[Sequence, int]) -> bool:
         """Grow a running sequence, preempting others if need be; False if it was itself the next to be preempted."""

@@ -13,11 +13,13 @@ from collections import deque
 from collections.abc import Collection, Hashable
 from typing import Generic, Protocol, TypeVar
 
+from seamount.core.requests import IDLE_PRIORITY
+
 K = TypeVar("K", bound=Hashable)
 
 PRIORITIES = (-1, 0, 1)
 # Lines of batches, below every key's requests: their turn comes only where nobody else waits.
-BATCH = -2
+BATCH = IDLE_PRIORITY
 _WEIGHT_STEP = 16
 # Lines that are known beyond this many are forgotten when nothing that they did still counts.
 _MAX_KNOWN_LINES = 1024
