@@ -56,8 +56,8 @@ def test_a_killed_job_goes_on(small_checkpoint: Path, texts: Path, tmp_path: Pat
     program = (
         "import os, signal, sys\n"
         "from seamount.cli.main import main\n"
-        "from seamount.training import compression\n"
-        "compression._Run._write_outer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from seamount.training.compression import compress\n"
+        "compress._Run._write_outer = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"main({[*words, str(killed)]!r})"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=dict(os.environ), check=False)

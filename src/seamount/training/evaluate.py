@@ -15,7 +15,7 @@ from rich.table import Table
 
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import SamplingParams
-from seamount.training.bpe import CALL_BEGIN, CALL_END, CALL_SEPARATOR, CALLS_BEGIN, EOS, PAD, THINK_END
+from seamount.training.pretraining.bpe import CALL_BEGIN, CALL_END, CALL_SEPARATOR, CALLS_BEGIN, EOS, PAD, THINK_END
 from seamount.training.skills import LANGUAGES, SKILLS, Item, draw, random_of
 
 EVALUATION_SEED = 20250101

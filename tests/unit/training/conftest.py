@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from seamount.training.data import Shard
-from seamount.training.recipe import Recipe
+from seamount.training.pretraining.data import Shard
+from seamount.training.pretraining.recipe import Recipe
 
 NUM_SAMPLES, VOCABULARY = 200, 64
 

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 import seamount.models
 from seamount.core.errors import InvalidRequestError
 from seamount.models.prompt import PromptEncoder
-from seamount.training.bpe import EOS, THINK_END
-from seamount.training.corpus import direct, render
 from seamount.training.evaluate import Cell, evaluate, held_out_items, parse, score
+from seamount.training.pretraining.bpe import EOS, THINK_END
+from seamount.training.pretraining.corpus import direct, render
 from seamount.training.skills import LANGUAGES, SKILLS
 
 FOLDER = Path(seamount.models.__file__).parent / "embedded" / "seamount-tiny"

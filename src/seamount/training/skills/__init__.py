@@ -1,6 +1,6 @@
 """The skills of the embedded model: what each one asks and the exact answer it wants, in English and Chinese.
 
-`generate` is a pure function of skill, language, seed and index. Called by `training.corpus` (training side
+`generate` is a pure function of skill, language, seed and index. Called by `training.pretraining.corpus` (training side
 of the split) and `training.evaluate` (held-out side).
 """
 

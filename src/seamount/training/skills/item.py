@@ -1,6 +1,6 @@
 """One training or evaluation item, and the rule that keeps evaluation items out of training.
 
-Called by every skill in this folder, by `training.corpus` and by `training.evaluate`. It must not know how a
+Called by every skill in this folder, by `pretraining.corpus` and by `training.evaluate`. It must not know how a
 conversation is rendered or tokenised.
 """
 

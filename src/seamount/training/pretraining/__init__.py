@@ -1,0 +1,1 @@
+"""The embedded model from nothing: tokenizer, corpus of made samples, loop."""
