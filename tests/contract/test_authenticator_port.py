@@ -54,6 +54,12 @@ async def test_a_known_caller_is_named_and_the_same_each_time(case):
     assert await case.authenticator.authenticate(*case.known) == who
 
 
+async def test_a_key_that_is_good_has_not_ended(case):
+    who = await case.authenticator.authenticate(*case.known)
+    assert await case.authenticator.ended([] if who.key_id is None else [who.key_id]) == {}
+    assert await case.authenticator.ended([]) == {}
+
+
 @pytest.mark.parametrize("credential", [None, *HOSTILE], ids=lambda text: repr(text)[:20])
 async def test_nobody_unknown_is_let_in_whatever_they_send(case, credential):
     with pytest.raises(UnauthenticatedError) as caught:

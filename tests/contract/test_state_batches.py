@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from seamount.core.errors import ForbiddenError, InvalidRequestError, NotFoundError, QuotaError, SeamountError
+from seamount.core.migrations import MIGRATIONS, migrate
+from seamount.core.state import connect_state
 from seamount.server.batches import store as batches_store
-from seamount.server.batches.store import WINDOW_S, Batch, BatchStore, LeaseLostError, LineError
+from seamount.server.batches.store import WINDOW_S, Batch, BatchStore, LeaseLostError, LineError, LineResult, Tokens
 from seamount.server.files import store as files_store
 from seamount.server.files.store import BATCH_RETENTION_S, STALE_UPLOAD_S, FileStore, Lines, StoredFile
 
@@ -164,7 +166,7 @@ def test_a_tenant_keeps_no_more_than_it_may(files, batches, monkeypatch):
     send(files, "y" * 9_000, tenant="club")
     batch = add(batches)
     claim(batches, "a")
-    batches.keep("a", batch.id, [(1, "z" * 1_000)], is_failed=True)
+    batches.keep("a", batch.id, [LineResult(1, "z" * 1_000)], is_failed=True)
     for more in (lambda: send(files, "x"), lambda: add(batches)):
         with pytest.raises(ForbiddenError):
             more()
@@ -233,7 +235,7 @@ def test_a_lease_that_ran_out_is_the_next_ones_and_the_last_owner_writes_nothing
     batch = add(batches)
     assert claim(batches, "a") == batch.id
     assert batches.start("a", batch.id, 3) == "in_progress"
-    batches.keep("a", batch.id, [(1, "one\n")], is_failed=False)
+    batches.keep("a", batch.id, [LineResult(1, "one\n")], is_failed=False)
     clock.now_s += 15
     assert claim(batches, "b") is None
     assert batches.renew("a", [batch.id], int(clock.now_s) + 20) == {batch.id: "in_progress"}
@@ -243,15 +245,15 @@ def test_a_lease_that_ran_out_is_the_next_ones_and_the_last_owner_writes_nothing
     assert claim(batches, "b") == batch.id
     assert batches.renew("a", [batch.id], int(clock.now_s) + 20) == {}
     for late in (
-        lambda: batches.keep("a", batch.id, [(2, "late\n")], is_failed=False),
+        lambda: batches.keep("a", batch.id, [LineResult(2, "late\n")], is_failed=False),
         lambda: batches.start("a", batch.id, 9),
         lambda: batches.end("a", batch.id, "completed"),
     ):
         with pytest.raises(LeaseLostError):
             late()
     batches.release("a")
-    batches.keep("b", batch.id, [(1, "again\n"), (2, "two\n")], is_failed=False)
-    batches.keep("b", batch.id, [(3, "three\n")], is_failed=True)
+    batches.keep("b", batch.id, [LineResult(1, "again\n"), LineResult(2, "two\n")], is_failed=False)
+    batches.keep("b", batch.id, [LineResult(3, "three\n")], is_failed=True)
     assert batches.answered(batch.id, 2, 3) == {2, 3}
     ended = batches.end("b", batch.id, "completed")
     assert (ended.status, ended.num_total, ended.num_completed, ended.num_failed) == ("completed", 3, 2, 1)
@@ -260,7 +262,7 @@ def test_a_lease_that_ran_out_is_the_next_ones_and_the_last_owner_writes_nothing
     assert (read(files, output), read(files, errors)) == ("one\ntwo\n", "three\n")
     assert (output.num_bytes, errors.num_bytes, output.purpose) == (8, 6, "batch_output")
     with pytest.raises(LeaseLostError):
-        batches.keep("b", batch.id, [(4, "late\n")], is_failed=False)
+        batches.keep("b", batch.id, [LineResult(4, "late\n")], is_failed=False)
     files.delete("bank", output.id)
     assert (read(files, output), read(files, errors)) == ("", "three\n")
 
@@ -297,7 +299,7 @@ def test_a_cancelled_batch_says_so_to_whoever_writes_to_it(batches):
     claim(batches, "s")
     assert batches.ask_to_cancel("bank", batch.id).cancelling_s == 1_800_000_000
     assert batches.start("s", batch.id, 1) == "cancelling"
-    assert batches.keep("s", batch.id, [(1, "one\n")], is_failed=False) == "cancelling"
+    assert batches.keep("s", batch.id, [LineResult(1, "one\n")], is_failed=False) == "cancelling"
     assert batches.renew("s", [batch.id], 1_900_000_000) == {batch.id: "cancelling"}
     ended = batches.end("s", batch.id, "cancelled")
     assert (ended.status, ended.num_completed) == ("cancelled", 1)
@@ -317,7 +319,7 @@ def test_open_batches_are_bounded_and_ended_ones_are_forgotten_in_time(batches, 
         add(batches)
     add(batches, tenant="club")
     claim(batches, "s")
-    batches.keep("s", first.id, [(1, "one\n")], is_failed=False)
+    batches.keep("s", first.id, [LineResult(1, "one\n")], is_failed=False)
     batches.end("s", first.id, "completed")
     third = add(batches)
     assert [batch.id for batch in batches.page("bank", after=third.id, limit=9)][-1] == first.id
@@ -333,7 +335,7 @@ def test_open_batches_are_bounded_and_ended_ones_are_forgotten_in_time(batches, 
 def test_a_database_that_fails_midway_leaves_no_half_end(batches, monkeypatch):
     batch = add(batches)
     claim(batches, "s")
-    batches.keep("s", batch.id, [(1, "one\n")], is_failed=False)
+    batches.keep("s", batch.id, [LineResult(1, "one\n")], is_failed=False)
 
     def broken(*values: object, **named: object) -> str:
         raise SeamountError("the disk is gone")
@@ -349,9 +351,48 @@ def test_a_database_that_fails_midway_leaves_no_half_end(batches, monkeypatch):
 def test_a_page_of_results_ends_where_the_next_begins(batches):
     batch = add(batches)
     claim(batches, "s")
-    wanted = [(line, json.dumps({"line": line}) + "\n") for line in range(1, 101)]
+    wanted = [LineResult(line, json.dumps({"line": line}) + "\n") for line in range(1, 101)]
     batches.keep("s", batch.id, wanted[50:], is_failed=False)
     batches.keep("s", batch.id, wanted[:50], is_failed=False)
     output = batches.files.get("bank", batches.end("s", batch.id, "completed").output_file_id)
-    assert read(batches.files, output) == "".join(content for _, content in wanted)
+    assert read(batches.files, output) == "".join(content for _, content, _ in wanted)
     assert output.num_bytes == len(read(batches.files, output))
+
+
+def test_tokens_are_counted_with_the_lines_that_are_kept(batches):
+    batch = add(batches)
+    assert (batch.input_tokens, batch.cached_tokens, batch.output_tokens, batch.reasoning_tokens) == (0, 0, 0, 0)
+    claim(batches, "s")
+    batches.keep("s", batch.id, [LineResult(1, "one\n", Tokens(2**40, 4, 20, 3))], is_failed=False)
+    batches.keep(  # the first has its answer: what the second one took is new
+        "s", batch.id, [LineResult(1, "x\n", Tokens(9, 9, 9, 9)), LineResult(2, "y\n", Tokens(1, 0, 2, 0))],
+        is_failed=False,
+    )  # fmt: skip
+    batches.keep("s", batch.id, [LineResult(3, "z\n")], is_failed=True)
+    with pytest.raises(LeaseLostError):
+        batches.keep("other", batch.id, [LineResult(4, "late\n", Tokens(7, 7, 7, 7))], is_failed=False)
+    ended = batches.end("s", batch.id, "completed")
+    assert (ended.input_tokens, ended.cached_tokens, ended.output_tokens, ended.reasoning_tokens) == (
+        2**40 + 1, 4, 22, 3,
+    )  # fmt: skip
+    assert (ended.num_completed, ended.completed_bytes) == (2, len("one\ny\n"))
+
+
+def test_a_batch_from_before_tokens_were_counted_has_no_counts(location):
+    earlier = connect_state(location)
+    migrate(earlier, MIGRATIONS[:3])
+    earlier.write(
+        lambda run: run(
+            """INSERT INTO batches (id, tenant, endpoint, model, input_file_id, output_lifetime_s, status, num_total,
+            num_completed, num_failed, completed_bytes, failed_bytes, created_s, expires_s)
+            VALUES (?, 'bank', '/v1/completions', 'm', 'f', 60, 'in_progress', 2, 1, 0, 4, 0, 1, 2000000000)""",
+            "batch_" + "0" * 31,
+        )
+    )
+    migrate(earlier)
+    store = BatchStore(earlier, FileStore(earlier, 10_000))
+    claimed = store.claim("s", 2_000_000_000, model="m", busy_tenants=())
+    store.keep("s", claimed.id, [LineResult(2, "two\n", Tokens(1, 0, 2, 0))], is_failed=False)
+    ended = store.end("s", claimed.id, "completed")
+    assert (ended.num_completed, ended.input_tokens, ended.reasoning_tokens) == (2, None, None)
+    earlier.close()

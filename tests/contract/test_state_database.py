@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -59,10 +60,11 @@ ROWS: dict[int, tuple[tuple[str, tuple[str | int | None, ...]], ...]] = {
             ("batch_0", 1, 0, "{}\n"),
         ),
     ),
+    4: (("INSERT INTO response_totals (tenant, num_bytes) VALUES (?, ?)", ("club", 7)),),
 }
 TABLES = (
     "seamount_migrations", "tenants", "api_keys", "usage", "responses", "files", "file_chunks", "batches",
-    "batch_results",
+    "batch_results", "response_totals",
 )  # fmt: skip
 
 
@@ -204,6 +206,9 @@ def test_every_earlier_version_becomes_this_one_and_keeps_its_rows(location, ope
     assert tenants(database) == (["bank"] if version else [])
     used = database.read(lambda run: run("SELECT num_prompt_tokens FROM usage"))
     assert used == ([(2**50,)] if version else [])
+    # Of the response that is in ROWS, step 4 counts the characters.
+    totals = dict(database.read(lambda run: run("SELECT tenant, num_bytes FROM response_totals")))
+    assert totals == ({} if version < 2 else {"bank": 7} if version < 4 else {"club": 7})
     assert columns(open_one()) == columns(database)  # opening again changes nothing
 
 
@@ -264,3 +269,30 @@ def test_closing_twice_is_closing(open_one):
     database = open_one()
     database.close()
     database.close()
+
+
+async def test_who_looks_something_up_waits_for_nobody_who_writes(open_one):
+    database, other = open_one(busy_timeout_s=60), open_one()
+    add_tenant(database, "a")
+    touch = "UPDATE tenants SET created_s = created_s + 1 WHERE name = ?"
+    is_held, go = threading.Event(), threading.Event()
+
+    def hold(run: Run) -> None:
+        run(touch, "a")
+        is_held.set()
+        go.wait()
+
+    holding = asyncio.create_task(other.call(lambda: other.write(hold)))
+    try:
+        await asyncio.to_thread(is_held.wait)
+        writers = [
+            asyncio.create_task(database.call(lambda: database.write(lambda run: run(touch, "a")))) for _ in range(20)
+        ]
+        async with asyncio.timeout(30):
+            for _ in range(20):
+                assert await database.look_up(lambda: tenants(database)) == ["a"]
+        assert not any(writer.done() for writer in writers)
+    finally:
+        go.set()
+    await asyncio.gather(holding, *writers)
+    assert database.read(lambda run: run("SELECT created_s FROM tenants")) == [(21,)]

@@ -64,6 +64,14 @@ def test_a_key_is_found_with_all_that_was_said_of_it(keys):
     assert keys.find("nobody") is None
 
 
+def test_any_number_of_keys_is_found_at_once(keys):
+    made = {keys.add(ANYONE)[1] for _ in range(3)}
+    ids = [key.id for key in made]
+    assert set(keys.find_several([*ids, "nobody"])) == made
+    assert set(keys.find_several([*(f"nobody{number}" for number in range(70_000)), *ids])) == made
+    assert keys.find_several([]) == []
+
+
 def test_keys_are_listed_as_they_were_made(keys, clock):
     clock.now_s += 5
     _, second = keys.add(ANYONE, label="second")

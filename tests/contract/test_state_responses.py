@@ -7,11 +7,13 @@ import dataclasses
 
 import pytest
 
-from seamount.core.errors import SeamountError
+from seamount.core.errors import ForbiddenError, SeamountError
+from seamount.server.responses import store as responses_store
 from seamount.server.responses.store import ResponseStore, StoredResponse
 
 DAY_S = 86_400
 START_S = 1_800_000_000
+ROOM = 10_000_000
 
 
 class Clock:
@@ -43,13 +45,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def store(open_one, clock) -> ResponseStore:
-    return ResponseStore(open_one(), 30, clock)
+    return ResponseStore(open_one(), 30, ROOM, clock)
 
 
 async def test_a_response_comes_back_as_it_was_and_in_every_server(store, open_one, clock):
     for number in (0, 1):
         await store.put(response(number))
-    for other in (store, ResponseStore(open_one(), 30, clock)):
+    for other in (store, ResponseStore(open_one(), 30, ROOM, clock)):
         assert [await other.get("bank", response(number).id) for number in (0, 1)] == [response(0), response(1)]
     assert await store.get("bank", response(2).id) is None
 
@@ -94,11 +96,11 @@ async def test_what_is_over_leaves_the_database_while_it_is_used_and_at_the_star
         return database.read(lambda run: run("SELECT COUNT(*) FROM responses"))[0][0]
 
     await asyncio.gather(*(store.put(response(number)) for number in range(3)))
-    await store.ready()
+    await store.ready("bank", 0)
     assert rows() == 3
     clock.now_s += 30 * DAY_S
     await store.put(response(3, created_s=int(clock.now_s)))
-    await store.ready()
+    await store.ready("bank", 0)
     assert rows() == 1
 
     def many(run) -> None:
@@ -120,8 +122,8 @@ async def test_a_shorter_time_holds_for_what_was_kept_before_and_a_longer_one_do
     await store.put(old)
     await store.put(young)
     clock.now_s = START_S + 7 * DAY_S
-    await ResponseStore(open_one(), 90, clock).clean()
-    shorter = ResponseStore(open_one(), 6, clock)
+    await ResponseStore(open_one(), 90, ROOM, clock).clean()
+    shorter = ResponseStore(open_one(), 6, ROOM, clock)
     await shorter.clean()
     assert await store.get("bank", old.id) is None
     assert await store.get("bank", young.id) == young
@@ -134,3 +136,74 @@ async def test_what_cannot_be_kept_is_told_and_leaves_nothing(store):
     with pytest.raises(SeamountError):
         await store.put(dataclasses.replace(response(), items="[]"))
     assert await store.get("bank", response().id) == response()
+
+
+def total_of(database, tenant: str = "bank") -> int:
+    return database.read(lambda run: run("SELECT num_bytes FROM response_totals WHERE tenant = ?", tenant))[0][0]
+
+
+async def test_a_tenant_keeps_no_more_than_it_may(open_one, clock):
+    size = response().num_bytes
+    database = open_one()
+    store = ResponseStore(database, 30, 3 * size + 1, clock)
+    for number in range(3):
+        await store.ready("bank", size)
+        await store.put(response(number))
+    await store.ready("bank", 1)
+    with pytest.raises(ForbiddenError) as early:
+        await store.ready("bank", 2)
+    with pytest.raises(ForbiddenError) as late:
+        await store.put(response(3))
+    for caught in (early, late):
+        assert (caught.value.code, caught.value.param) == ("storage_limit_exceeded", "store")
+        assert "store to false" in caught.value.hint
+    assert await store.get("bank", response(3).id) is None
+    await store.ready("club", size)
+    await store.put(response(4, tenant="club"))
+    assert (total_of(database), total_of(database, "club")) == (3 * size, size)
+    assert await store.delete("bank", response(1).id)
+    await store.put(response(3))
+    assert total_of(database) == 3 * size
+
+
+async def test_what_is_over_makes_room_the_oldest_first(open_one, clock, monkeypatch):
+    monkeypatch.setattr(responses_store, "_CLEAN_ROWS", 1)
+    size = response().num_bytes
+    database = open_one()
+    store = ResponseStore(database, 30, 4 * size, clock)
+
+    def ids() -> list[str]:
+        return [row[0] for row in database.read(lambda run: run("SELECT id FROM responses ORDER BY id"))]
+
+    for number, age_s in enumerate((2, 3, 1, 0)):
+        await store.put(response(number, created_s=START_S - age_s))
+    clock.now_s = START_S + 30 * DAY_S - 1
+    await store.put(response(5, created_s=int(clock.now_s)))
+    assert ids() == [response(number).id for number in (0, 2, 3, 5)]
+    await store.ready("bank", 2 * size)
+    assert ids() == [response(number).id for number in (3, 5)]
+    with pytest.raises(ForbiddenError):
+        await store.ready("bank", 2 * size + 1)
+    assert total_of(database) == 2 * size
+
+
+async def test_totals_are_exact_however_many_servers_keep_and_delete_at_once(open_one, clock):
+    stores = [ResponseStore(open_one(busy_timeout_s=60), 30, ROOM, clock) for _ in range(3)]
+    tenants = ("bank", "club")
+
+    async def busy(which: int) -> None:
+        for number in range(8):
+            tenant = tenants[(which + number) % 2]
+            made = response(100 * which + number, tenant=tenant, created_s=START_S - 40 * DAY_S * (number % 3 == 0))
+            await stores[which % 3].put(made)
+            await stores[(which + 1) % 3].ready(tenant, 0)
+            if number % 2:
+                await stores[(which + 2) % 3].delete(tenant, made.id)
+
+    await asyncio.gather(*(busy(which) for which in range(6)))
+    await stores[0].clean()
+    database = open_one()
+    counted = dict(database.read(lambda run: run("SELECT tenant, num_bytes FROM response_totals")))
+    found = dict(database.read(lambda run: run("SELECT tenant, SUM(num_bytes) FROM responses GROUP BY tenant")))
+    assert counted == found
+    assert all(total > 0 for total in found.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import anthropic
@@ -215,6 +215,9 @@ class Keys:
         if credential == "scraper":
             return Principal(key_id="s", tenant="ops", routes=("/metrics",))
         raise UnauthenticatedError("Nobody knows you.")
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        return {}
 
 
 async def test_errors_become_the_clients_own(serve, only_this_machine):

@@ -341,3 +341,13 @@ async def test_unread_streams_are_closed_with_their_generators(serve, stubs):
     await until(lambda: not running.service.num_active)
     stats = await engine.stats()
     assert (stats.num_running, stats.num_free_blocks) == (0, stats.num_blocks)
+
+
+async def test_more_prompts_than_could_ever_be_taken_are_wrong_not_early(serve, stubs):
+    running = await serve(FakeEngine(facts=replace(FAKE_FACTS, max_num_seqs=1)), grpc_port=0, max_waiting=1)
+    request = stubs.pb.CompletionRequest(model="fake", prompt=[stubs.pb.Prompt(text="a")] * 3)
+    async with channel_to(running) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stubs.grpc.SeamountStub(channel).Complete(request)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "at most 2 such prompts" in caught.value.details()

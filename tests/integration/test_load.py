@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import httpx
 import openai
@@ -17,7 +18,6 @@ from seamount.core.identity import Limits, Principal
 from seamount.core.settings import ServerConfig
 from seamount.engine.fake import FAKE_FACTS, FakeEngine, say
 from seamount.engine.fake_encoder import ByteEncoder
-from seamount.server import service as service_module
 from seamount.server.app import create_app
 from seamount.server.door.access import Access
 from seamount.server.serve import HttpServer
@@ -50,6 +50,9 @@ class Names:
         if credential not in self.callers:
             raise UnauthenticatedError("unknown")
         return self.callers[credential]
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        return {}
 
 
 def principal(name: str, priority: int = 0, **limits: int) -> Principal:
@@ -87,11 +90,11 @@ Open = Callable[..., Awaitable[Site]]
 
 @pytest_asyncio.fixture
 async def site() -> AsyncIterator[Open]:
-    """Return `site(engine, name=principal, ...)`."""
+    """Return `site(engine, server settings, name=principal, ...)`."""
     async with AsyncExitStack() as stack:
 
-        async def start(engine: FakeEngine, **callers: Principal) -> Site:
-            config = ServerConfig(port=0, drain_timeout_s=1)
+        async def start(engine: FakeEngine, settings: Mapping[str, Any] | None = None, **callers: Principal) -> Site:
+            config = ServerConfig(port=0, drain_timeout_s=1, **(settings or {}))
             access = Access(Names(admin=principal("admin"), **callers))
             app = create_app(engine, ByteEncoder(), config, access)
             ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -174,10 +177,9 @@ async def test_openais_client_waits_as_told_and_succeeds(site):
     assert [answer.choices[0].message.content for answer in answers] == ["ok"] * 3
 
 
-async def test_a_full_queue_is_a_503_that_says_when_to_come_again(site, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_WAITING", 2)
+async def test_a_full_queue_is_a_503_that_says_when_to_come_again(site):
     gate = Gate()
-    here = await site(FakeEngine(say("ok"), pause=gate, facts=ONE_AT_A_TIME))
+    here = await site(FakeEngine(say("ok"), pause=gate, facts=ONE_AT_A_TIME), {"max_waiting": 2})
     client = await here.client("admin")
     tasks = [asyncio.create_task(client.post("/v1/completions", json=TEXT)) for _ in range(3)]
     await until(lambda: gate.num_reached == 1 and here.service.admission.load().num_waiting[0] == 2)
@@ -192,6 +194,19 @@ async def test_a_full_queue_is_a_503_that_says_when_to_come_again(site, monkeypa
     assert found["seamount:requests_rejected_total", "queue_full"] == 1
     gate.open.set()
     assert [answer.status_code for answer in await asyncio.gather(*tasks)] == [200] * 3
+
+
+async def test_what_could_never_be_taken_is_refused_for_good_and_the_rest_is_not(site):
+    here = await site(FakeEngine(say("ok"), facts=ONE_AT_A_TIME), {"max_waiting": 2})
+    client = await here.client("admin")
+    refused = await client.post("/v1/completions", json={**TEXT, "prompt": ["a", "b", "c", "d"], "n": 2})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "invalid_value", "prompt")
+    assert "4 prompts with 2 answers each; this server takes at most 3 such prompts at once" in error["message"]
+    # More answers than run side by side are worked on by themselves.
+    for body in ({**TEXT, "prompt": ["a", "b", "c"], "n": 2}, {**TEXT, "n": 128}):
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+    assert (await client.post("/v1/chat/completions", json={**CHAT, "n": 128})).status_code == 200
 
 
 async def test_tenants_take_turns_however_many_requests_one_of_them_has(site):

@@ -97,7 +97,7 @@ async def test_the_client_sends_lists_reads_and_deletes_files(state, serve):
 
 
 async def test_a_batch_from_its_file_to_its_answers(state, serve):
-    running = await serve(FakeEngine(say("<think>hm</think>Ja, 一.")), state=state)
+    running = await serve(FakeEngine(say("<think>hm</think>Ja, 一."), num_cached_tokens=3), state=state)
     async with client(running.url) as api:
         batch = await begin(
             api, as_line("a"), as_line("b", n=2), "", as_line("c", temperature=9000),
@@ -117,6 +117,13 @@ async def test_a_batch_from_its_file_to_its_answers(state, serve):
         (error,) = await lines_of(api, done.error_file_id)
         assert (error["custom_id"], error["response"]["status_code"]) == ("c", 400)
         assert error["response"]["body"]["error"]["param"] == "temperature"
+        answers = [line["response"]["body"]["usage"] for line in found]
+        assert done.usage.input_tokens == sum(usage["prompt_tokens"] for usage in answers) > 0
+        assert done.usage.output_tokens == sum(usage["completion_tokens"] for usage in answers)
+        assert done.usage.total_tokens == sum(usage["total_tokens"] for usage in answers)
+        thoughts = sum(usage["completion_tokens_details"]["reasoning_tokens"] for usage in answers)
+        assert done.usage.output_tokens_details.reasoning_tokens == thoughts > 0
+        assert done.usage.input_tokens_details.cached_tokens == 2 * 3
         output = await api.files.retrieve(done.output_file_id)
         assert (output.purpose, output.expires_at) == ("batch_output", output.created_at + 3600)
         assert output.bytes == len((await api.files.content(output.id)).content)
@@ -221,30 +228,32 @@ async def test_an_upload_that_breaks_off_leaves_nothing(state, serve):
 
 SERVER = """
 import asyncio, sys
+from contextlib import aclosing
 from seamount.core.settings import ServerConfig
 from seamount.core.state import open_state
-from seamount.engine.fake import FakeEngine, echo
+from seamount.engine.fake import FakeEngine
 from seamount.engine.fake_encoder import ByteEncoder
-from seamount.server import batches_runner
 from seamount.server.app import create_app
+from seamount.server.batches import runner
 from seamount.server.serve import run_server
 
-batches_runner.LEASE_S, batches_runner.LOOK_S = 1.0, 0.1
+runner.LEASE_S, runner.LOOK_S = 1.0, 0.1
 num_free = int(sys.argv[2])
 
-def reply(request, index):
-    print("begins", bytes(token for token in request.prompt_token_ids if token < 256).decode().strip(), flush=True)
-    return echo(request, index)
-
-async def pause():
-    global num_free
-    num_free -= 1
-    if num_free < 0:
-        await asyncio.Event().wait()
+class Held(FakeEngine):
+    async def generate(self, request):
+        global num_free
+        num_free -= 1
+        if num_free < 0:
+            await asyncio.Event().wait()
+        print("begins", bytes(token for token in request.prompt_token_ids if token < 256).decode().strip(), flush=True)
+        async with aclosing(super().generate(request)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
 config = ServerConfig(port=0, drain_timeout_s=0)
 state = open_state(sys.argv[1])
-app = create_app(FakeEngine(reply, pause=pause), ByteEncoder(), config, None, state)
+app = create_app(Held(), ByteEncoder(), config, None, state)
 run_server(app, config, lambda url: print(url, flush=True))
 state.close()
 """
@@ -252,7 +261,7 @@ state.close()
 
 @contextlib.asynccontextmanager
 async def process(database: Path, num_free: int = 10**9) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    """Run a server whose engine stops after some tokens; yield its process and its URL."""
+    """Run a server whose engine answers so many lines and holds the rest; yield its process and its URL."""
     made = await asyncio.create_subprocess_exec(
         sys.executable, "-c", SERVER, str(database), str(num_free), stdout=subprocess.PIPE
     )
@@ -268,8 +277,7 @@ async def process(database: Path, num_free: int = 10**9) -> AsyncIterator[tuple[
 async def test_a_batch_outlives_kill_9(tmp_path):
     names = [f"line {number:02}" for number in range(40)]
     lines = [as_line(name, "/v1/completions", max_tokens=100) for name in names]
-    # A line takes nine tokens: its own eight, the mark before them, and the end's.
-    async with process(tmp_path / "state.db", 15 * 9) as (server, url), client(url) as api:
+    async with process(tmp_path / "state.db", 15) as (server, url), client(url) as api:
         batch = await begin(api, *lines, endpoint="/v1/completions")
         before = await ended(api, batch, lambda one: one.request_counts.completed >= 5)
         assert before.request_counts.completed < 40
@@ -279,7 +287,12 @@ async def test_a_batch_outlives_kill_9(tmp_path):
         done = await ended(api, await api.batches.retrieve(batch.id))
         counts = done.request_counts
         assert (done.status, counts.total, counts.completed, counts.failed) == ("completed", 40, 40, 0)
-        assert [line["custom_id"] for line in await lines_of(api, done.output_file_id)] == names
+        found = await lines_of(api, done.output_file_id)
+        assert [line["custom_id"] for line in found] == names
+        # Whatever was answered again, what counts is what is in the file.
+        answers = [line["response"]["body"]["usage"] for line in found]
+        assert done.usage.input_tokens == sum(usage["prompt_tokens"] for usage in answers)
+        assert done.usage.output_tokens == sum(usage["completion_tokens"] for usage in answers)
         assert server.stdout is not None
         server.kill()
         begun = (await server.stdout.read()).decode().count("begins ")

@@ -269,6 +269,39 @@ async def test_what_is_too_large_is_not_kept_and_says_so(serve, state, monkeypat
     assert (barely.output_text, barely.store, barely.store_error["code"]) == ("two", False, "response_too_large")
 
 
+async def test_a_tenant_that_keeps_as_much_as_it_may_is_told_before_anything_is_made(serve, state):
+    engine = Remembering()
+    running = await serve(engine, state=state, max_tenant_response_bytes=4_000)
+    async with client(running.url) as api:
+        first = await api.responses.create(model="fake", input="x" * 1_500)
+        with pytest.raises(openai.PermissionDeniedError) as caught:
+            await api.responses.create(model="fake", input="x" * 4_000)
+        assert (caught.value.code, caught.value.param) == ("storage_limit_exceeded", "store")
+        for words in ("4000 bytes", "Delete responses", "store to false"):
+            assert words in caught.value.message
+        assert len(engine.asked) == 1
+        loose = await api.responses.create(model="fake", input="x" * 4_000, store=False)
+        assert (loose.output_text, loose.store) == ("two", False)
+        await api.responses.delete(first.id)
+        assert (await api.responses.create(model="fake", input="x" * 1_500)).store
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_for_which_there_is_no_room_is_sent_and_says_so(serve, state, stream):
+    running = await serve(FakeEngine(say("y" * 2_000)), state=state, max_tenant_response_bytes=4_000)
+    async with client(running.url) as api:
+        answer = await api.responses.create(model="fake", input="x" * 1_500, stream=stream)
+        made = [event async for event in answer][-1].response if stream else answer
+        assert (made.output_text, made.store, made.store_error["code"]) == (
+            "y" * 2_000,
+            False,
+            "storage_limit_exceeded",
+        )
+        with pytest.raises(openai.NotFoundError):
+            await api.responses.retrieve(made.id)
+    assert state.read(lambda run: run("SELECT id FROM responses")) == []
+
+
 async def test_a_failed_or_abandoned_response_is_not_kept(serve, state):
     running = await serve(FakeEngine(say("abcdef"), fail_after_tokens=3), state=state)
     async with client(running.url) as api:

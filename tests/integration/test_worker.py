@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from seamount.core.errors import ContextTooLongError, NotFoundError, QueueFullError, SeamountError, WorkerDiedError
+from seamount.core.errors import ContextTooLongError, NotFoundError, SeamountError, WorkerDiedError
 from seamount.core.requests import Chunk, Request
 from seamount.core.sampling import SamplingParams
 from seamount.core.settings import EngineConfig
@@ -94,12 +94,16 @@ async def test_a_killed_worker_is_reported_and_replaced() -> None:
 
 
 async def test_errors_cross_the_process_with_their_type() -> None:
-    async with running(max_waiting=1) as engine:
-        with pytest.raises(ContextTooLongError, match="100000"):
+    async with running() as engine:
+        with pytest.raises(ContextTooLongError, match="100000") as caught:
             await collect(engine, request("a", SamplingParams(max_tokens=100_000)))
-        with pytest.raises(QueueFullError) as caught:
-            await collect(engine, request("b", SamplingParams(n=2)))
-        assert caught.value.retry_after is not None
+        assert caught.value.param == "max_tokens"
+
+
+async def test_more_answers_than_run_side_by_side_come_in_turn() -> None:
+    async with running(max_num_seqs=2) as engine:
+        chunks = await collect(engine, request("a", SamplingParams(n=128, max_tokens=2, ignore_eos=True)))
+        assert sorted(chunk.index for chunk in chunks if chunk.finish_reason == "length") == list(range(128))
 
 
 async def test_a_model_that_cannot_load_fails_at_the_start() -> None:

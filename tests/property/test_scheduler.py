@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seamount.core.errors import QueueFullError
 from seamount.core.requests import IDLE_PRIORITY
 from seamount.core.sampling import SamplingParams
 from seamount.engine.blocks import BlockPool, chain_hash
@@ -42,7 +41,6 @@ class Machine:
             self.pool,
             max_num_seqs=max_num_seqs,
             max_step_tokens=max_step_tokens,
-            max_waiting=1000,
             enable_prefix_cache=enable_prefix_cache,
         )
         self.max_num_seqs, self.max_step_tokens = max_num_seqs, max_step_tokens
@@ -250,7 +248,7 @@ def test_guesses_take_only_what_others_leave() -> None:
 
 def test_guesses_preempt_nobody() -> None:
     """Both sequences fill their block with the pending token; one block is left, which the first's guesses may take."""
-    scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=2, max_step_tokens=64, max_waiting=9, enable_prefix_cache=False)
+    scheduler = Scheduler(BlockPool(3, 4), max_num_seqs=2, max_step_tokens=64, enable_prefix_cache=False)
     pair = [Sequence("r", i, (1, 2, 3), SamplingParams(), seed=0, max_tokens=9) for i in range(2)]
     scheduler.add(pair)
     scheduler.advance(scheduler.schedule())
@@ -259,13 +257,3 @@ def test_guesses_preempt_nobody() -> None:
         sequence.draft_token_ids = [RIGHT, RIGHT]
     assert [item.num_drafts for item in scheduler.schedule()] == [2, 0]
     assert scheduler.num_preemptions == 0
-
-
-def test_a_full_queue_refuses_a_request_whole() -> None:
-    scheduler = Scheduler(BlockPool(4, 4), max_num_seqs=1, max_step_tokens=8, max_waiting=2)
-    pair = [Sequence("a", i, (1,), SamplingParams(), seed=0, max_tokens=1) for i in range(2)]
-    scheduler.add(pair[:1])
-    with pytest.raises(QueueFullError) as caught:
-        scheduler.add(pair)
-    assert caught.value.retry_after is not None
-    assert len(scheduler.waiting) == 1

@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seamount import LLM, SamplingParams, kernels
-from seamount.core.errors import QueueFullError
 from seamount.core.requests import Chunk, Request
 from seamount.core.sampling import Grammar
 from seamount.core.settings import EngineConfig
@@ -313,22 +312,6 @@ def test_a_grammar_without_end_keeps_nobody_else_waiting() -> None:
     while not engine.idle:
         order += [chunk.request_id for chunk in engine.step()]
     assert order == ["plain"] * 20 + ["bomb"]
-
-
-def test_only_so_many_requests_may_wait_for_grammars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seamount.engine.engine._MAX_COMPILING", 1)
-    engine, encoder = build_engine(config("off"))
-    prompt = encoder.encode_text("abc")
-    for number in range(2):
-        sampling = SamplingParams(grammar=Grammar("regex", f"a{{{number + 1}}}"))
-        request = Request(id=f"{number}", prompt_token_ids=prompt, sampling=sampling)
-        if number:
-            with pytest.raises(QueueFullError):
-                engine.add(request)
-        else:
-            engine.add(request)
-    while not engine.idle:
-        engine.step()
 
 
 def test_one_answer_that_fails_gives_its_request_up_whole(monkeypatch: pytest.MonkeyPatch) -> None:

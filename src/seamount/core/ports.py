@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Protocol
 
+from .errors import UnauthenticatedError
 from .identity import Principal
 from .requests import Chunk, EngineState, EngineStats, ModelFacts, Request
 
@@ -52,7 +53,8 @@ class Engine(Protocol):
 class Authenticator(Protocol):
     """Something that says who a caller is: `security.authenticators.KeyAuthenticator`, or `OpenOnLoopback`.
 
-    Used from the server's event loop, once per request, so that a revocation holds from the next request on.
+    Used from the server's event loop: once per request, so that a revocation holds from the next request on, and every
+    few seconds for all the keys that have requests running.
     """
 
     async def authenticate(self, credential: str | None, peer: str | None) -> Principal:
@@ -64,6 +66,14 @@ class Authenticator(Protocol):
 
         Raises:
             UnauthenticatedError: nobody, as far as can be proven.
+            StateUnavailableError: the keys cannot be read now.
+        """
+        ...
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        """Return what is told to the bearers of those keys that open nothing any more, by the key's id.
+
+        Raises:
             StateUnavailableError: the keys cannot be read now.
         """
         ...

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -44,6 +44,9 @@ class EngineConfig(BaseModel):
         description="Precision of weight matrices. auto: the checkpoint's own; none: as dtype says; int8: 8 bits per "
         "weight; int4: 4 bits in groups. The last two round 16-bit checkpoints while loading.",
     )
+    adapter: Path | None = Field(
+        None, description="Folder of a LoRA adapter, as PEFT writes it, that is added to the weights while loading."
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:N, or auto: a GPU where there is one.")
     max_model_len: int | None = Field(
         None,
@@ -62,7 +65,6 @@ class EngineConfig(BaseModel):
         le=2**20,
         description="Tokens per step, prefill and decode together: bounds the pause of a stream.",
     )
-    max_waiting: int = Field(512, ge=1, description="Sequences that may wait; beyond it new ones get queue_full.")
     enable_prefix_cache: bool = Field(True, description="Reuse the cache of equal prompt prefixes.")
     speculation: SpeculationName = Field(
         "off",
@@ -92,6 +94,20 @@ class ServerConfig(BaseModel):
     )
     served_model_name: str | None = Field(None, description="Name that clients use. None: the folder's name.")
     drain_timeout_s: float = Field(30.0, ge=0, description="Seconds that running answers get after SIGTERM.")
+    max_waiting: int = Field(
+        512,
+        ge=1,
+        le=2**20,
+        description="Requests that may wait for the engine; beyond it new ones are refused, or those of whoever has "
+        "most of them waiting.",
+    )
+    max_wait_s: float = Field(
+        60.0,
+        ge=0.1,
+        le=86_400,
+        description="Seconds; a request that would wait longer, by the speed measured, is refused at once. Clients "
+        "give up after 600 s at the latest, people much sooner.",
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body, and line of a batch's file.")
     max_file_bytes: int = Field(200 * 2**20, ge=1024, le=2**40, description="Largest file that is sent for a batch.")
     max_tenant_file_bytes: int = Field(
@@ -106,6 +122,12 @@ class ServerConfig(BaseModel):
         le=90,
         description="Days for which responses of /v1/responses are kept, with what they answered; 0 keeps none. What "
         "was to be kept for longer is cut to it when the server starts.",
+    )
+    max_tenant_response_bytes: int = Field(
+        2**30,
+        ge=1024,
+        le=2**50,
+        description="Bytes that one tenant's kept responses may take in the state database.",
     )
     database: str | None = Field(
         None,
@@ -228,3 +250,25 @@ def _refuse_unknown_environment() -> None:
                 f"The environment variable {name} is not a setting.",
                 hint="Settings are spelled SEAMOUNT_ENGINE__NAME, SEAMOUNT_SERVER__NAME or SEAMOUNT_CLIENT__NAME.",
             )
+
+
+class Ranks(NamedTuple):
+    """What torchrun tells each process that it starts.
+
+    Attributes:
+        rank, size: number of this process, from 0, and how many there are.
+        local_rank: its number on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+def ranks() -> Ranks:
+    """Return this process's place among those that torchrun started; the only one without torchrun."""
+    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
+    return Ranks(rank, size, local_rank)
+
+
+_TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -13,6 +13,7 @@ from seamount.core.requests import ModelFacts
 from seamount.core.settings import EngineConfig
 from seamount.kernels import can_capture
 from seamount.kernels.hardware import choose_device, default_threads
+from seamount.models.adapter import Adapter
 from seamount.models.config import ModelConfig
 from seamount.models.footprint import cache_bytes_per_token, num_active_parameters, num_parameters
 from seamount.models.loading import choose_precision, load_planned, plan_load, planned_bytes, resident_bytes
@@ -47,6 +48,8 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
     folder = locate_model(config.model)
     # Headers are compared with the config before anything is planned from it; what converters dropped is known then.
     load_plan = plan_load(folder, ModelConfig.from_folder(folder))
+    if config.adapter is not None:
+        load_plan = load_plan.with_adapter(Adapter.from_folder(config.adapter.expanduser()))
     encoder = PromptEncoder.from_folder(folder)
     device = choose_device(config.device)
     num_threads = config.num_threads or default_threads()
@@ -69,6 +72,8 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         if device.type == "cpu" and not compiled:
             slower = "several times slower than compiled kernels, and equal bytes are not promised"
             on_progress(f"kernels: {kernels.describe(device)}; {slower}", 0, 0)
+        if load_plan.adapter is not None:
+            on_progress(f"adapter {load_plan.adapter}", 0, 0)
         on_progress(str(plan), 0, 0)
 
     def loading(done: int, total: int) -> None:
@@ -81,7 +86,6 @@ def build_engine(config: EngineConfig, on_progress: Progress | None = None) -> t
         BlockPool(plan.num_blocks, plan.block_size),
         max_num_seqs=config.max_num_seqs,
         max_step_tokens=config.max_step_tokens,
-        max_waiting=config.max_waiting,
         enable_prefix_cache=config.enable_prefix_cache,
     )
     facts = ModelFacts(

@@ -19,7 +19,6 @@ from seamount.core.errors import (
     ContextTooLongError,
     EngineError,
     InvalidRequestError,
-    QueueFullError,
     SeamountError,
     error_to_fields,
 )
@@ -36,8 +35,7 @@ from .scheduler import Scheduler, Work
 from .sequence import Sequence
 from .speculative import Speculation
 
-# Requests whose grammars are not compiled yet; and how long a step waits for one where there is nothing else to do.
-_MAX_COMPILING = 256
+# How long a step waits for a grammar that is being compiled, where there is nothing else to do.
 _PATIENCE_S = 0.02
 
 
@@ -65,6 +63,8 @@ class _Compiling:
 
 class EngineCore:
     """Continues the sequences of all requests in flight, one step at a time.
+
+    It takes whatever it is given: how much may wait here is for its callers to bound, the server's admission and `LLM`.
 
     Args:
         runner: the network and its cache.
@@ -142,7 +142,6 @@ class EngineCore:
 
         Raises:
             RequestError: see `check`; or the grammar is known to be wrong.
-            QueueFullError: too many sequences are waiting.
         """
         max_tokens, now = self.check(request), time.monotonic()
         if request.sampling.grammar is None:
@@ -151,10 +150,8 @@ class EngineCore:
         grammar = self._grammars.prepare(request.sampling.grammar, request.cache_salt)
         if grammar.done():
             self._enqueue(request, max_tokens, now, grammar.result())
-        elif len(self._compiling) < _MAX_COMPILING:
-            self._compiling[request.id] = _Compiling(request, max_tokens, now, grammar)
         else:
-            raise QueueFullError(f"{_MAX_COMPILING} requests wait for their grammars to be compiled.", retry_after=1.0)
+            self._compiling[request.id] = _Compiling(request, max_tokens, now, grammar)
 
     def _enqueue(self, request: Request, max_tokens: int, added_s: float, grammar: Compiled | None) -> None:
         seed = request.sampling.seed if request.sampling.seed is not None else secrets.randbelow(MAX_SEED)

@@ -47,20 +47,24 @@ _HINTS = {
 }
 
 
-def enforceable(schema: Any) -> Any:
+def enforceable(schema: Any, *, loosely: bool = False) -> Any:
     """Return the schema without annotations; all that remains will be enforced.
+
+    Args:
+        loosely: let a value fit several schemas of a `oneOf`, which cannot be enforced where it may.
 
     Raises:
         InvalidRequestError: a keyword is unknown or cannot be enforced, a value is wrong, or a limit is exceeded; the
             message names the place as a JSON pointer.
     """
-    return _Walk().schema(schema, "#", depth=0)
+    return _Walk(loosely).schema(schema, "#", depth=0)
 
 
 class _Walk:
     """One walk through a schema, which counts what it sees."""
 
-    def __init__(self) -> None:
+    def __init__(self, loosely: bool) -> None:
+        self._loosely = loosely
         self._num_nodes = 0
         self._keywords: dict[str, Callable[[Any, str, int], Any]] = {
             "$defs": self._schemas_by_name,
@@ -100,7 +104,8 @@ class _Walk:
             check = self._keywords.get(key)
             if check is None:
                 raise _bad(where, f"the keyword {key[:80]!r} cannot be enforced", hint=_HINTS.get(key))
-            kept[key] = check(value, f"{where}/{_escaped(key)}", depth + 1)
+            name = "anyOf" if self._loosely and key == "oneOf" and "anyOf" not in schema else key
+            kept[name] = check(value, f"{where}/{_escaped(key)}", depth + 1)
         return kept
 
     def _enter(self, where: str, depth: int) -> None:

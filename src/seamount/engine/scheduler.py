@@ -19,7 +19,6 @@ import itertools
 from collections import deque
 from dataclasses import dataclass
 
-from seamount.core.errors import QueueFullError
 from seamount.core.requests import IDLE_PRIORITY
 
 from .blocks import BlockPool, chain_hash
@@ -67,7 +66,6 @@ class Scheduler:
         pool: the cache's blocks; a sequence must never be able to need more than all of them.
         max_num_seqs: most sequences that run side by side.
         max_step_tokens: token budget of a step.
-        max_waiting: most sequences that may wait.
         enable_prefix_cache: look for and publish shared prefixes.
     """
 
@@ -77,7 +75,6 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_step_tokens: int,
-        max_waiting: int,
         enable_prefix_cache: bool = True,
     ) -> None:
         self.pool = pool
@@ -88,7 +85,6 @@ class Scheduler:
         self.num_hit_tokens = 0
         self._max_num_seqs = max_num_seqs
         self._max_step_tokens = max_step_tokens
-        self._max_waiting = max_waiting
         self._enable_prefix_cache = enable_prefix_cache
         self._standings: dict[Sequence, _Standing] = {}
         self._prefill_token_s: float | None = None
@@ -101,16 +97,7 @@ class Scheduler:
         Args:
             priority: the higher goes first.
             cache_salt: prefixes are shared only between sequences of the same salt.
-
-        Raises:
-            QueueFullError: not all of them fit into the queue; none is queued.
         """
-        if len(self.waiting) + len(sequences) > self._max_waiting:
-            raise QueueFullError(
-                f"{len(self.waiting)} sequences are waiting; the limit is {self._max_waiting}.",
-                hint="Try again shortly, or raise max_waiting.",
-                retry_after=1.0,
-            )
         root = hashlib.blake2b(cache_salt.encode(), digest_size=16).digest() if cache_salt else None
         for sequence in sequences:
             self._standings[sequence] = _Standing(priority, root)

@@ -180,7 +180,7 @@ class EngineBenchmark:
             model=self.facts,
             precision=self.work.precision,
             weight_bytes_per_parameter=self.work.weight_bytes_per_parameter,
-            settings=self._config.model_dump(),
+            settings=self._config.model_dump(mode="json"),
             ceiling=self.ceiling,
             rows=tuple(self._row(shape) for shape in self._reasons),
             interrupted=interrupted,
@@ -263,9 +263,8 @@ def why_not(shape: Shape, facts: ModelFacts, config: EngineConfig) -> str | None
     length = shape.prompt_tokens + shape.output_tokens
     if length > facts.max_model_len:
         return f"{length} tokens exceed the context of {facts.max_model_len}"
-    for name, limit in (("max_num_seqs", config.max_num_seqs), ("max_waiting", config.max_waiting)):
-        if shape.concurrency > limit:
-            return f"{name} is {limit}; --{name.replace('_', '-')} {shape.concurrency} would do"
+    if shape.concurrency > config.max_num_seqs:
+        return f"max_num_seqs is {config.max_num_seqs}; --max-num-seqs {shape.concurrency} would do"
     shared = shape.shared_prefix_tokens // facts.block_size if config.enable_prefix_cache else 0
     own = -(-length // facts.block_size) - shared
     needed = shared + shape.concurrency * own

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from seamount.core.errors import UnauthenticatedError
 from seamount.core.identity import Principal, is_loopback
 
-from .keys import ApiKeys, digest_of, id_of
+from .keys import ApiKeys, KeyState, digest_of, id_of
 
 LOCAL = Principal(key_id=None, tenant="local", is_admin=True)
 
@@ -43,16 +43,21 @@ class KeyAuthenticator:
                 code="missing_api_key",
             )
         key_id = id_of(credential) or _NO_ID
-        found = await self._keys.database.call(partial(self._keys.find, key_id))
+        found = await self._keys.database.look_up(partial(self._keys.find, key_id))
         is_right = hmac.compare_digest(digest_of(credential), found[1] if found else _NO_DIGEST)
         if found is None or not is_right:
-            raise UnauthenticatedError("The API key is not known here.", hint="Ask an administrator for one.")
+            raise _refusal(None)
         state = found[0].state(self._clock())
         if state != "active":
-            raise UnauthenticatedError(
-                f"The API key is {state}.", hint="Ask an administrator for a new one.", code=f"{state}_api_key"
-            )
+            raise _refusal(state)
         return found[0].principal
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        """Return which keys open nothing any more; see the port."""
+        found = await self._keys.database.look_up(partial(self._keys.find_several, key_ids))
+        now_s = self._clock()
+        states = {key.id: key.state(now_s) for key in found}
+        return {key_id: _refusal(states.get(key_id)) for key_id in key_ids if states.get(key_id) != "active"}
 
 
 class OpenOnLoopback:
@@ -67,3 +72,16 @@ class OpenOnLoopback:
                 code="loopback_only",
             )
         return LOCAL
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        """Return nothing: here nobody has a key."""
+        return {}
+
+
+def _refusal(state: KeyState | None) -> UnauthenticatedError:
+    """Return what the bearer of a key that is not active is told; None: there is none."""
+    if state is None:
+        return UnauthenticatedError("The API key is not known here.", hint="Ask an administrator for one.")
+    return UnauthenticatedError(
+        f"The API key is {state}.", hint="Ask an administrator for a new one.", code=f"{state}_api_key"
+    )

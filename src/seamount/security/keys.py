@@ -17,7 +17,7 @@ import re
 import secrets
 import string
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -37,6 +37,8 @@ _MAX_SCOPES = 100
 _MAX_LIFETIME_S = 100 * 366 * 86_400
 _SELECT = """SELECT id, tenant, label, is_admin, models, routes, requests_per_minute, tokens_per_minute,
     max_concurrent, priority, created_s, expires_s, revoked_s, digest FROM api_keys"""
+# SQLite of older builds takes 999 values in a statement.
+_MAX_VALUES = 500
 _INSERT = """INSERT INTO api_keys (id, tenant, label, is_admin, models, routes, requests_per_minute, tokens_per_minute,
     max_concurrent, priority, created_s, expires_s, digest) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
@@ -125,12 +127,27 @@ class ApiKeys:
         rows = self.database.read(lambda run: run(f"{_SELECT} WHERE id = ?", key_id))
         return (_key(rows[0]), rows[0][-1]) if rows else None
 
+    def find_several(self, key_ids: Collection[str]) -> list[ApiKey]:
+        """Return the keys of these ids, those that there are."""
+        ids = tuple(key_ids)
+
+        def work(run: Run) -> list[Row]:
+            rows: list[Row] = []
+            for begin in range(0, len(ids), _MAX_VALUES):
+                some = ids[begin : begin + _MAX_VALUES]
+                rows += run(f"{_SELECT} WHERE id IN ({', '.join('?' * len(some))})", *some)
+            return rows
+
+        return [_key(row) for row in self.database.read(work)]
+
     def all(self) -> list[ApiKey]:
         """Return every key that was ever made, by the second of their making."""
         return [_key(row) for row in self.database.read(lambda run: run(f"{_SELECT} ORDER BY created_s, id"))]
 
     def revoke(self, key_id: str) -> ApiKey:
-        """Make a key worthless from the next request on, and return it. Revoked already, it stays as it is.
+        """Make a key worthless, and return it. Revoked already, it stays as it is.
+
+        Requests are refused from the next one on; servers end those that run within seconds.
 
         Raises:
             NotFoundError: there is no such key.

@@ -24,6 +24,7 @@ from seamount.version import __version__
 from . import errors
 from .admin_keys import add_admin_keys
 from .admission.call import Gate
+from .admission.watch import KeyWatch
 from .batches.routes import add_batches
 from .chat.routes import chat
 from .completions.routes import complete
@@ -97,13 +98,15 @@ def create_app(
     access = access or Access(OpenOnLoopback())
     service = Service(MeteredEngine(engine, access.ledger) if access.ledger else engine, encoder, config)
 
-    kept = None if state is None else ResponseStore(state, config.response_retention_days)
+    kept = None
+    if state is not None:
+        kept = ResponseStore(state, config.response_retention_days, config.max_tenant_response_bytes)
     spans = _spans(config, service.metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # To the end: closing the engine ends requests, whose tokens count, and whose spans are sent.
-        async with _sending(spans), access.running():
+        async with _sending(spans), access.running(), KeyWatch(service.calls, access).running():
             await clean_at_start(kept)
             service.start()
             if batches is not None:

@@ -125,7 +125,8 @@ async def _run(
         raise
     items: dict[int, EmbeddingItem] = {}
     waiting = iter(enumerate(requests))
-    lanes = [_lane(service, waiting) for _ in range(min(_SIDE_BY_SIDE, len(requests)))]
+    most = min(_SIDE_BY_SIDE, service.admission.most_at_once(1, call.caller.priority))
+    lanes = [_lane(service, waiting) for _ in range(min(most, len(requests)))]
     try:
         async with aclosing(merge(lanes)) as found:
             async for _, (number, chunk) in found:

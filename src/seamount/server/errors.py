@@ -123,6 +123,8 @@ def error_response(error: core.SeamountError) -> ErrorResponse:
     if status in (429, 503):
         wait_s = _DEFAULT_RETRY_S if error.retry_after is None else max(error.retry_after, 0.0)
         headers = {"retry-after": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+    if status == 401:  # https://www.rfc-editor.org/rfc/rfc6750#section-3
+        headers["www-authenticate"] = 'Bearer realm="seamount", error="invalid_token"'
     if status == 413:
         headers["connection"] = "close"  # the rest of the body is not read
     if status >= 500:

@@ -41,10 +41,6 @@ from .telemetry.metrics import Metrics
 T = TypeVar("T")
 
 MAX_ENCODES = 2
-# Requests that wait for the engine, and the longest wait that is still offered. Clients give up after 600 s at the
-# latest, people much sooner.
-MAX_WAITING = 512
-MAX_WAIT_S = 60.0
 _WAIT_S = {"starting": 2.0, "restarting": 1.0}
 _REASONS: dict[EngineState, str] = {
     "starting": "The model is still being loaded.",
@@ -75,7 +71,7 @@ class Service:
         self.started: asyncio.Task[None] | None = None
         self.num_active = 0
         self.calls = Calls()
-        self.admission = Admission(max_waiting=MAX_WAITING, max_wait_s=MAX_WAIT_S)
+        self.admission = Admission(max_waiting=config.max_waiting, max_wait_s=config.max_wait_s)
         self._salt_key = secrets.token_bytes(32)
         self._facts: ModelFacts | None = None
         self._draining = False
@@ -199,6 +195,21 @@ class Service:
         """
         check_generates(self.facts().generates)
 
+    def check_count(self, num_prompts: int, n: int) -> None:
+        """Check that so many prompts, each with `n` answers, could ever be taken together.
+
+        Raises:
+            InvalidRequestError: not even while nobody else asks for anything.
+        """
+        most = self.admission.most_at_once(n, current_call().caller.priority)
+        if num_prompts > most:
+            raise InvalidRequestError(
+                f"There are {num_prompts} prompts with {n} answers each; this server takes at most {most} such prompts "
+                "at once.",
+                hint="Send them in several requests.",
+                param="prompt",
+            )
+
     def check_prompt(self, token_ids: Sequence[int], limit: tuple[str, int] | None, *, param: str) -> None:
         """Check a prompt against the model.
 
@@ -256,6 +267,7 @@ class Service:
         Raises:
             QuotaError: the caller's key has not that many tokens left.
             CapacityError: the queue is full, or the caller's time was over.
+            UnauthenticatedError: the caller's key ended meanwhile.
             SeamountError: the engine failed, or was closed, before the end.
         """
         call = current_call()
@@ -299,7 +311,7 @@ class Service:
         """Return when the request may begin, with what is to be given back at its end.
 
         Raises:
-            QuotaError, CapacityError: see `generate`.
+            QuotaError, CapacityError, UnauthenticatedError: see `generate`.
         """
         num_prompt, n = len(request.prompt_token_ids), request.sampling.n
         room = max(self.facts().max_model_len - num_prompt, 1) if request.embedding is None else 0
@@ -319,7 +331,7 @@ class Service:
             self.metrics.reject(self.model_name(), error.code)
             raise
         try:
-            await self.admission.enter(ticket)
+            await call.wait_for(lambda: self.admission.enter(ticket))
         except BaseException as error:
             if request.embedding is None:
                 call.settle(num_tokens, 0)

@@ -1,7 +1,8 @@
 """/v1/tokenize and /v1/detokenize: text to token ids and back, without the engine.
 
-Called by `app`; `messages` counts tokens with it. Work is done in the encoder's threads, answers are written there too,
-for they can be long. It counts against a caller's requests as any other, and waits for nobody's answers.
+Called by `app` for HTTP and by `rpc` for gRPC; `messages` counts tokens with it. Work is done in the encoder's threads,
+answers are written there too, for they can be long. It counts against a caller's requests as any other, and waits for
+nobody's answers.
 """
 
 from __future__ import annotations
@@ -33,16 +34,19 @@ def add_tokens(app: FastAPI, service: Service, errors: Mapping[int | str, dict[s
     @app.post("/v1/tokenize", tags=["tokens"], responses={**errors, 200: {"model": Tokenized}}, response_model=None)
     async def tokenize_text(body: TokenizeRequest, request: HttpRequest) -> Response:
         """Return the tokens of a text, or of a chat as the model would read it."""
-        return _json(await while_connected(request.receive, tokenize(service, body)))
+        return _json(await while_connected(request.receive, tokenize(service, body, to_json)))
 
     @app.post("/v1/detokenize", tags=["tokens"], responses={**errors, 200: {"model": Detokenized}}, response_model=None)
     async def detokenize_ids(body: DetokenizeRequest, request: HttpRequest) -> Response:
         """Return the text of tokens."""
-        return _json(await while_connected(request.receive, detokenize(service, body)))
+        return _json(await while_connected(request.receive, detokenize(service, body, to_json)))
 
 
-async def tokenize(service: Service, body: TokenizeRequest) -> str:
-    """Return the answer's JSON.
+async def tokenize(service: Service, body: TokenizeRequest, write: Callable[[Tokenized], T]) -> T:
+    """Return the answer, written.
+
+    Args:
+        write: called in one of the encoder's threads.
 
     Raises:
         SeamountError: the text has no such tokens, is too long, or may not be asked about.
@@ -63,13 +67,12 @@ async def tokenize(service: Service, body: TokenizeRequest) -> str:
             ),
         )
     context = service.facts().max_model_len
-    return await service.encode(
-        partial(_tokenized, service.encoder, ids, context, with_texts=body.return_token_strs is True)
-    )
+    with_texts = body.return_token_strs is True
+    return await service.encode(lambda: write(_tokenized(service.encoder, ids, context, with_texts=with_texts)))
 
 
-async def detokenize(service: Service, body: DetokenizeRequest) -> str:
-    """Return the answer's JSON.
+async def detokenize(service: Service, body: DetokenizeRequest, write: Callable[[Detokenized], T]) -> T:
+    """Return the answer, written; see `tokenize`.
 
     Raises:
         SeamountError: a token is none of the model's, or it may not be asked about.
@@ -80,7 +83,7 @@ async def detokenize(service: Service, body: DetokenizeRequest) -> str:
         raise InvalidRequestError(
             f"A token id is {max(body.tokens)}; the model's vocabulary ends at {size - 1}.", param="tokens"
         )
-    return await service.encode(partial(_detokenized, service.encoder, body.tokens))
+    return await service.encode(lambda: write(_detokenized(service.encoder, body.tokens)))
 
 
 async def encode_without_engine(service: Service, body: ChatRequest) -> Prompt:
@@ -104,13 +107,13 @@ async def _counted(service: Service, work: Callable[[], T]) -> T:
         raise _too_long(service) from error
 
 
-def _tokenized(encoder: Encoder, ids: tuple[int, ...], context: int, *, with_texts: bool) -> str:
+def _tokenized(encoder: Encoder, ids: tuple[int, ...], context: int, *, with_texts: bool) -> Tokenized:
     texts = [encoder.token_bytes(token_id).decode(errors="replace") for token_id in ids] if with_texts else None
-    return to_json(Tokenized(count=len(ids), max_model_len=context, tokens=list(ids), token_strs=texts))
+    return Tokenized(count=len(ids), max_model_len=context, tokens=list(ids), token_strs=texts)
 
 
-def _detokenized(encoder: Encoder, ids: list[int]) -> str:
-    return to_json(Detokenized(prompt=encoder.decode(ids, skip_special_tokens=False)))
+def _detokenized(encoder: Encoder, ids: list[int]) -> Detokenized:
+    return Detokenized(prompt=encoder.decode(ids, skip_special_tokens=False))
 
 
 def _model(service: Service, name: str | None) -> str:

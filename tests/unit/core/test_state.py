@@ -16,6 +16,7 @@ RELEASED = (
     ("keys", "a85e2ef55ae5e61fe5b78ff74baabb4efa266d48beb8e67a7407f12b30d5c7ed"),
     ("responses", "8087a1c5ae304a72a9f89d37a56690eadb2eeeb13eb9dec1958d29ac83652f8b"),
     ("batches", "9e779dcd6a7d5652f18895283652de3d65747d8a48e67601763c46dfe0acf612"),
+    ("bounds", "02472804fbae7aa923bcde0bce99524fb18f5ec98720f36912d6f48762ddc3fa"),
 )
 
 

@@ -20,7 +20,7 @@ def sequence(name: str, length: int = 3) -> Sequence:
 
 
 def scheduler(num_blocks: int = 4096) -> Scheduler:
-    return Scheduler(BlockPool(num_blocks, 4), max_num_seqs=8, max_step_tokens=2048, max_waiting=100)
+    return Scheduler(BlockPool(num_blocks, 4), max_num_seqs=8, max_step_tokens=2048)
 
 
 def step(of: Scheduler, cost_s: float = 0.0) -> set[str]:

@@ -15,7 +15,7 @@ def sequence(name: str, length: int = 3, first_token: int = 0) -> Sequence:
 
 
 def scheduler(num_blocks: int = 4096, **options: int) -> Scheduler:
-    settings = {"max_num_seqs": 8, "max_step_tokens": 2048, "max_waiting": 100, **options}
+    settings = {"max_num_seqs": 8, "max_step_tokens": 2048, **options}
     return Scheduler(BlockPool(num_blocks, BLOCK), **settings)
 
 

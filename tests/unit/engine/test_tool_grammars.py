@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import Grammar
 from seamount.engine.grammar import Compiled, Constraint, Grammars
+from seamount.engine.grammar_schema import enforceable
 from seamount.models.builtin_templates import DEEPSEEK_V3, DEEPSEEK_V31, LLAMA3, QWEN3
 from seamount.models.locate import locate_model
 from seamount.models.prompt import PromptEncoder
@@ -104,3 +106,22 @@ def test_a_call_or_an_answer_of_a_shape(encoder, grammars):
     assert answers
     assert len(answers) < len(said)
     assert all(json.loads(text)["n"] in (1, 2) for text in answers)
+
+
+def test_a_one_of_whose_schemas_overlap_is_enforced_loosely(encoder, grammars):
+    arms = [{"type": "integer", "maximum": 9, "minimum": 0}, {"enum": [5, "x"]}]
+    schema = {"type": "object", "properties": {"v": {"oneOf": arms}}, "required": ["v"], "additionalProperties": False}
+    assert encoder.tool_format is not None
+    with pytest.raises(InvalidRequestError, match="oneOf"):
+        grammars.prepare(Grammar("ebnf", encoder.tool_format.grammar({"f": enforceable(schema)}))).result()
+    text = encoder.tool_format.grammar({"f": enforceable(schema, loosely=True)})
+    compiled = grammars.prepare(Grammar("ebnf", text)).result()
+    random = Random(5)
+    for _ in range(10):
+        parser = encoder.tool_format.parser({"f": schema})
+        events = [*parser.push(ramble(encoder, compiled, random)), *parser.flush()]
+        arguments = "".join(event.text for event in events if isinstance(event, ArgumentDelta))
+        calls = sum(isinstance(event, CallStarted) for event in events)
+        assert calls
+        if calls == 1:
+            assert json.loads(arguments)["v"] in [*range(10), "x"]

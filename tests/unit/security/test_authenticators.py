@@ -95,3 +95,18 @@ async def test_a_revocation_by_another_process_holds_from_the_next_request(keys,
     ApiKeys(other, clock).revoke(key.id)
     assert (await refusal(door, credential)).code == "revoked_api_key"
     other.close()
+
+
+async def test_which_keys_ended_is_asked_for_all_at_once_and_told_as_to_their_holders(keys, clock):
+    door = KeyAuthenticator(keys, clock)
+    made = {name: keys.add(ANYONE, lifetime_s=60 if name == "short" else None) for name in ("short", "revoked", "good")}
+    ids = {name: key.id for name, (_, key) in made.items()}
+    asked = [*ids.values(), "nobodys"]
+    assert {key_id: error.code for key_id, error in (await door.ended(asked)).items()} == {"nobodys": "invalid_api_key"}
+    clock.now_s += 60
+    keys.revoke(ids["revoked"])
+    ended = await door.ended(asked)
+    assert set(ended) == {ids["short"], ids["revoked"], "nobodys"}
+    for name in ("short", "revoked"):
+        told = await refusal(door, made[name][0])
+        assert (str(ended[ids[name]]), ended[ids[name]].code) == (str(told), told.code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import pytest
 from fastapi import FastAPI
@@ -38,6 +39,9 @@ class Names:
         if credential not in KNOWN:
             raise UnauthenticatedError("Nobody knows you.", hint="Be somebody.")
         return KNOWN[credential]
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        return {}
 
 
 def bearer(name: str) -> dict[str, str]:

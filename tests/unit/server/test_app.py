@@ -32,6 +32,8 @@ JSON = {"content-type": "application/json"}
         ("POST", "/v1/chat/completions", b"[]", 400, "invalid_body", None),
         ("POST", "/v1/chat/completions", b"[" * 100_000, 400, "invalid_body", None),
         ("POST", "/v1/chat/completions", b"\xff\xfe{", 400, "invalid_body", None),
+        ("POST", "/v1/chat/completions", b'{"seed": ' + b"1" * 5000 + b"}", 400, "number_too_long", None),
+        ("POST", "/v1/responses", b'{"input": [-' + b"1" * 5000 + b"]}", 400, "number_too_long", None),
         ("POST", "/v1/chat/completions", b"{}", 400, "missing_parameter", "model"),
         ("POST", "/v1/completions", b'{"model": "fake"}', 400, "missing_parameter", "prompt"),
         ("POST", "/v1/completions", b'{"model": "fake", "prompt": "x", "n": 1e999}', 400, "invalid_value", "n"),

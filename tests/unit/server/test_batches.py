@@ -9,7 +9,7 @@ from batch_site import FOUR, TWO, Held, as_line, until
 
 from seamount.core.identity import Principal
 from seamount.server.batches.runner import LEASE_S
-from seamount.server.batches.store import WINDOW_S, BatchStore
+from seamount.server.batches.store import WINDOW_S, BatchStore, LineResult
 
 
 async def test_every_line_is_answered_under_its_name_in_the_inputs_order(start):
@@ -180,7 +180,7 @@ async def test_a_server_that_is_no_more_is_succeeded_when_its_lease_is_over(star
     batch = site.add(*"abcd")
     assert gone.claim("gone", int(clock() + LEASE_S), model="fake", busy_tenants=()).id == batch.id
     gone.start("gone", batch.id, 4)
-    gone.keep("gone", batch.id, [(2, json.dumps({"custom_id": "b"}) + "\n")], is_failed=False)
+    gone.keep("gone", batch.id, [LineResult(2, json.dumps({"custom_id": "b"}) + "\n")], is_failed=False)
     other = await start(Held(FOUR))
     other.engine.open()
     other.runner.wake()
@@ -226,7 +226,7 @@ async def test_what_is_not_done_within_the_window_expires(start, clock):
     claimed = site.store.claim("x", int(clock()), model="fake", busy_tenants=())
     assert claimed.id == batch.id
     site.store.start("x", batch.id, 3)
-    site.store.keep("x", batch.id, [(2, '{"custom_id": "b"}\n')], is_failed=False)
+    site.store.keep("x", batch.id, [LineResult(2, '{"custom_id": "b"}\n')], is_failed=False)
     clock.now_s += WINDOW_S
     later = await start(Held(FOUR))
     ended = await later.ended(batch)

@@ -34,8 +34,8 @@ def changed(**other: object) -> str:
 
 
 def test_a_good_line_is_read_whole():
-    line = read_line(7, changed(custom_id="\ud800 一"), endpoint=ENDPOINT, model="m")
-    assert (line.number, line.custom_id, line.body) == (7, "\ud800 一", GOOD["body"])
+    line = read_line(7, changed(custom_id="\U0001f40d 一"), endpoint=ENDPOINT, model="m")
+    assert (line.number, line.custom_id, line.body) == (7, "\U0001f40d 一", GOOD["body"])
     assert check(changed(), "", "  \r", changed(custom_id="b") + "\r") == []
 
 
@@ -44,13 +44,15 @@ def test_a_good_line_is_read_whole():
     [
         ("{", "invalid_json_line", None),
         ("[" * 100_000, "invalid_json_line", None),
-        ("1" * 5000, "invalid_json_line", None),
+        ("1" * 5000, "number_too_long", None),
+        ('{"custom_id": "a", "body": {"seed": -' + "1" * 5000 + "}}", "number_too_long", None),
         ("[1]", "invalid_json_line", None),
         ("null", "invalid_json_line", None),
         ('{"custom_id": "a", "custom_id": "b"}', "duplicate_parameter", "custom_id"),
         (json.dumps({k: v for k, v in GOOD.items() if k != "body"}), "missing_parameter", "body"),
         (changed(extra=1), "unknown_parameter", "extra"),
         (changed(custom_id=7), "invalid_value", "custom_id"),
+        (changed(custom_id="a\ud800"), "invalid_value", "custom_id"),
         (changed(custom_id=""), "invalid_value", "custom_id"),
         (changed(custom_id="x" * 513), "invalid_value", "custom_id"),
         (changed(method="GET"), "invalid_method", "method"),

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from batch_site import FOUR, TWO, Held, as_line, until
 
-from seamount.core.errors import EngineError, QueueFullError, WorkerDiedError
+from seamount.core.errors import EngineError, QueueFullError, UnauthenticatedError, WorkerDiedError
 from seamount.core.identity import Limits, Principal
 from seamount.security.usage import Tokens, UsageLedger, usage_by_day
+from seamount.server.admission.core import Capacity
+from seamount.server.admission.queue import Admission
 from seamount.server.batches import line as batches_answer
 
 
@@ -33,6 +35,21 @@ async def test_a_revoked_key_ends_its_batches(start):
     assert [(error.code, error.line) for error in ended.errors] == [("revoked_api_key", None)]
     assert [line["custom_id"] for line in site.lines(batch)] == ["a"]
     assert "c" not in site.engine.begun
+
+
+async def test_a_line_that_runs_ends_with_its_key(start):
+    site = await start(Held(TWO))
+    site.keys.add_first_administrator(tenant="admin", label="")
+    _, key = site.keys.add(bank())
+    batch = site.add("a", "b", tenant="bank", key_id=key.id)
+    await site.begins("a")
+    assert site.service.calls.keys() == (key.id,)
+    site.service.calls.end(key.id, UnauthenticatedError("The API key is revoked.", code="revoked_api_key"))
+    ended = await site.ended(batch)
+    assert (ended.status, [error.code for error in ended.errors]) == ("failed", ["revoked_api_key"])
+    assert site.lines(batch) == site.lines(batch, failed=True) == []
+    assert site.engine.given_up == ["a"]
+    await until(lambda: not site.service.admission.load().num_admitted)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +138,19 @@ async def test_a_line_for_more_than_its_part_of_the_engine_waits_until_it_is_alo
     site.engine.open()
     await person
     assert (await site.ended(batch)).num_completed == 1
+
+
+async def test_a_line_of_more_prompts_than_could_ever_be_taken_is_answered_so(start):
+    site = await start(Held(TWO))
+    site.engine.open()
+    site.service.admission = Admission(max_waiting=1, max_wait_s=60)
+    site.service.admission.open(Capacity(max_sequences=2, max_tokens=1000))
+    batch = site.add(as_line("a", prompt=["a", "b", "c"]), as_line("b", prompt=["a", "b"]))
+    await site.ended(batch)
+    (failed,) = site.lines(batch, failed=True)
+    assert (failed["custom_id"], failed["response"]["status_code"]) == ("a", 400)
+    assert "at most 2 such prompts" in failed["response"]["body"]["error"]["message"]
+    assert [line["custom_id"] for line in site.lines(batch)] == ["b"]
 
 
 async def test_a_full_queue_puts_lines_off_and_refuses_nobody_else(start, monkeypatch):

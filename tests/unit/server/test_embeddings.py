@@ -55,6 +55,21 @@ async def test_every_form_of_input_in_order(open_app, given, expected):
     assert (body["object"], body["model"]) == ("list", "fake")
 
 
+async def test_a_short_queue_refuses_no_long_list(open_app):
+    client = await open_app(FakeEngine(facts=dataclasses.replace(FACTS, max_num_seqs=2)), max_waiting=1)
+    assert len((await ask(client, ["x"] * 50)).json()["data"]) == 50
+
+
+async def test_they_have_no_first_token(open_app):
+    client = await open_app(engine())
+    await ask(client, ["a", "b"])
+    text = (await client.get("/metrics")).text
+    labels = '{engine="0",model_name="fake"}'
+    assert f"vllm:e2e_request_latency_seconds_count{labels} 2.0" in text
+    for name in ("time_to_first_token_seconds", "request_decode_time_seconds", "request_generation_tokens"):
+        assert f"vllm:{name}_count" not in text
+
+
 async def test_more_inputs_than_run_side_by_side_come_in_order(open_app):
     client = await open_app(engine())
     texts = ["x" * (1 + number % 50) for number in range(2048)]
@@ -201,6 +216,9 @@ class Keyed:
 
     async def authenticate(self, credential, peer):
         return self.who
+
+    async def ended(self, key_ids):
+        return {}
 
 
 async def test_a_keys_tokens_are_taken_for_all_texts_or_nothing_is_begun(open_app):

@@ -20,9 +20,18 @@ from seamount.server.rpc import answers, methods
 from seamount.server.rpc import seamount_pb2 as pb
 from seamount.server.rpc.server import routes
 from seamount.server.rpc.status import code_of, metadata, sentence
-from seamount.server.rpc.translate import chat_request, completion_request, parse
+from seamount.server.rpc.translate import (
+    chat_request,
+    completion_request,
+    detokenize_request,
+    embed_request,
+    parse,
+    tokenize_request,
+)
 from seamount.server.wire.chat import ChatChunk, ChatRequest, ChatResponse
 from seamount.server.wire.completions import CompletionRequest, CompletionResponse
+from seamount.server.wire.embeddings import EmbeddingRequest
+from seamount.server.wire.tokens import DetokenizeRequest, TokenizeRequest
 
 PROTO = Path(rpc.__file__).with_name("seamount.proto")
 
@@ -66,6 +75,9 @@ def test_a_method_without_a_rule_keeps_the_server_from_starting(monkeypatch):
     [
         (pb.ChatRequest.DESCRIPTOR, ChatRequest, ONLY_HTTP_CHAT),
         (pb.CompletionRequest.DESCRIPTOR, CompletionRequest, ONLY_HTTP_TEXT),
+        (pb.EmbedRequest.DESCRIPTOR, EmbeddingRequest, {"encoding_format", "user"}),
+        (pb.TokenizeRequest.DESCRIPTOR, TokenizeRequest, set()),
+        (pb.DetokenizeRequest.DESCRIPTOR, DetokenizeRequest, set()),
     ],
 )
 def test_every_parameter_is_there_under_its_name(message: Descriptor, schema, only_http):
@@ -193,6 +205,65 @@ def test_a_whole_completion_is_the_same_request(prompt, expected):
     fields = {"model": "m", "prompt": expected, "structured_outputs": wanted, "logprobs": 0, **SAMPLING}
     streamed = {"stream": True, "stream_options": {"include_usage": True}}
     assert completion_request(message, stream=True) == CompletionRequest.model_validate({**fields, **streamed})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([pb.Prompt(text="a"), pb.Prompt(text="b")], ["a", "b"]),
+        ([pb.Prompt(token_ids=pb.TokenIds(ids=[1, 2])), pb.Prompt(token_ids=pb.TokenIds(ids=[3]))], [[1, 2], [3]]),
+    ],
+)
+def test_texts_to_embed_are_the_same_request(given, expected):
+    message = parse(pb.EmbedRequest, pb.EmbedRequest(model="m", input=given, dimensions=2).SerializeToString())
+    assert embed_request(message) == EmbeddingRequest.model_validate({"model": "m", "input": expected, "dimensions": 2})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        [pb.Prompt()],
+        [pb.Prompt(text="")],
+        [pb.Prompt(token_ids=pb.TokenIds())],
+        [pb.Prompt(token_ids=pb.TokenIds(ids=[-1]))],
+        [pb.Prompt(text="a"), pb.Prompt(token_ids=pb.TokenIds(ids=[1]))],
+        [pb.Prompt(text="a")] * 2049,
+    ],
+    ids=["none", "unset", "empty", "no tokens", "negative", "mixed", "too many"],
+)
+def test_what_cannot_be_embedded_is_refused(given):
+    with pytest.raises(InvalidRequestError) as caught:
+        embed_request(pb.EmbedRequest(model="m", input=given))
+    assert caught.value.param == "input"
+
+
+def test_what_is_to_be_tokenized_is_the_same_request():
+    whole = pb.TokenizeRequest(
+        model="m",
+        messages=[pb.Message(role=pb.ROLE_USER, content="hi")],
+        return_token_strs=True,
+        add_generation_prompt=False,
+        continue_final_message=False,
+        chat_template_kwargs={"thinking": pb.TemplateValue(bool_value=True)},
+        tools=[pb.Tool(name="f")],
+    )
+    expected = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "return_token_strs": True,
+        "add_generation_prompt": False,
+        "continue_final_message": False,
+        "chat_template_kwargs": {"thinking": True},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+    }
+    assert tokenize_request(whole) == TokenizeRequest.model_validate(expected)
+    text = pb.TokenizeRequest(prompt="", add_special_tokens=False)
+    assert tokenize_request(text) == TokenizeRequest(prompt="", add_special_tokens=False)
+    assert detokenize_request(pb.DetokenizeRequest(tokens=[5, 6])) == DetokenizeRequest(tokens=[5, 6])
+    assert detokenize_request(pb.DetokenizeRequest(model="m")) == DetokenizeRequest(model="m", tokens=[])
+    with pytest.raises(InvalidRequestError, match=r"tokens\[1\]"):
+        detokenize_request(pb.DetokenizeRequest(tokens=[5, 2**40]))
 
 
 HI = [pb.Message(role=pb.ROLE_USER, content="hi")]

@@ -173,6 +173,12 @@ def test_what_is_enforced_of_arguments():
         "c": {"type": "object", "properties": {}, "additionalProperties": False},
         "d": {"type": "object"},
     }
+    one_of = {"type": "object", "properties": {"oneOf": {"oneOf": [{"type": "integer"}, {"type": "number"}]}}}
+    either = {"type": "object", "properties": {"oneOf": {"anyOf": [{"type": "integer"}, {"type": "number"}]}}}
+    for is_strict, enforced in ((None, either), (False, either), (True, one_of)):
+        offered = chat(tools=[tool("a", parameters=one_of, strict=is_strict)]).tool_use()
+        assert offered is not None
+        assert offered.schemas() == {"a": enforced}
     strict = chat(tools=[tool("b", parameters=loose, strict=True)]).tool_use()
     assert strict is not None
     with pytest.raises(InvalidRequestError, match="'b'.*'not'") as caught:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from seamount.core.database import Database, Run
 from seamount.core.errors import StateMismatchError
 
-from . import v0001_keys, v0002_responses, v0003_batches
+from . import v0001_keys, v0002_responses, v0003_batches, v0004_bounds
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("keys", v0001_keys.STATEMENTS),
     Migration("responses", v0002_responses.STATEMENTS),
     Migration("batches", v0003_batches.STATEMENTS),
+    Migration("bounds", v0004_bounds.STATEMENTS),
 )
 
 _TABLE = """CREATE TABLE IF NOT EXISTS seamount_migrations (

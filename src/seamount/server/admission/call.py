@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -17,7 +17,7 @@ from typing import TypeVar
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from seamount.core.errors import DeadlineError, InvalidRequestError
+from seamount.core.errors import DeadlineError, InvalidRequestError, SeamountError
 from seamount.core.identity import Principal
 from seamount.server.door.access import current_principal
 from seamount.server.errors import error_response
@@ -42,6 +42,8 @@ class ClientStalledError(ConnectionError):
 class Call:
     """One request of a client, from the door to its end. `close` gives back what it holds.
 
+    It may have to end before: because its time is over, or because of `end`.
+
     Attributes:
         caller: who calls.
         begin_by_s: the clock's time at which the engine must have begun; None is never.
@@ -63,6 +65,10 @@ class Call:
         self._meter = meter
         self._clock = clock
         self._asked = self._begun = False
+        self._over: SeamountError | None = None
+        # What waits for the engine now; and all that is done for the call, where `run` does it.
+        self._waits: set[asyncio.Timeout] = set()
+        self._whole: asyncio.Timeout | None = None
 
     def begin(self) -> None:
         """Count the request against its key's limits, once, however often it is called.
@@ -90,12 +96,71 @@ class Call:
             self._meter.settle(reserved, used, self._clock())
 
     def until_its_end(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Return these chunks, which come until the call's time is over; they are closed with what is returned.
+        """Return these chunks, which come for as long as the call goes on; they are closed with what is returned.
 
         Raises (the generator):
-            DeadlineError: the time is over.
+            DeadlineError: its time is over.
+            SeamountError: what `end` was given.
         """
-        return chunks if self.end_by_s is None else _until(chunks, self.end_by_s, self._clock)
+        may_end = self.end_by_s is not None or self.caller.key_id is not None
+        return self._while_it_goes_on(chunks) if may_end else chunks
+
+    async def wait_for(self, work: Callable[[], Awaitable[T]], *, by_s: float | None = None) -> T:
+        """Return what `work`, which waits for the engine or for a turn there, returns.
+
+        Args:
+            by_s: the clock's time at which the wait is over; None is never.
+
+        Raises:
+            DeadlineError: the time is over.
+            SeamountError: what `end` was given, before or meanwhile.
+        """
+        if self._over is not None:
+            raise self._over.with_traceback(None)
+        scope = asyncio.timeout(None if by_s is None else max(by_s - self._clock(), 0.0))
+        try:
+            async with scope:
+                self._waits.add(scope)
+                try:
+                    return await work()
+                finally:
+                    self._waits.discard(scope)
+        except TimeoutError as cause:
+            if not scope.expired():
+                raise
+            if self._over is not None:
+                raise self._over.with_traceback(None) from cause
+            raise DeadlineError("The time that the request allows was over before its answer was complete.") from cause
+
+    async def run(self, work: Awaitable[T]) -> T:
+        """Return what `work`, all that is done for this call, returns.
+
+        Raises:
+            SeamountError: what `end` was given: it was said twice, and the work cut off.
+        """
+        self._whole = scope = asyncio.timeout(None)
+        try:
+            async with scope:
+                return await work
+        except TimeoutError as cause:
+            if self._over is None or not scope.expired():
+                raise
+            raise self._over.with_traceback(None) from cause
+        finally:
+            self._whole = None
+
+    def end(self, error: SeamountError) -> None:
+        """Let all that waits for the engine, or comes to, fail with this error: so it is told as any other failure.
+
+        Said again, it cuts off what is left: what does not wait for the engine, or for a client who does not read.
+        """
+        scopes = list(self._waits)
+        if self._over is not None:
+            scopes = [] if self._whole is None else [self._whole]
+        self._over = error
+        for scope in scopes:
+            if not scope.expired():
+                scope.reschedule(asyncio.get_running_loop().time())
 
     def headers(self) -> dict[str, str]:
         """Return the rate headers, for an answer to a request that counts."""
@@ -107,21 +172,11 @@ class Call:
             self._meter.end()
         self._begun = False
 
-
-async def _until(chunks: AsyncGenerator[T, None], end_by_s: float, clock: Clock) -> AsyncGenerator[T, None]:
-    async with aclosing(chunks):
-        while True:
-            try:
-                # Each wait has its own limit: a generator may be asked by one task after another.
-                async with asyncio.timeout(max(end_by_s - clock(), 0.0)):
-                    chunk = await anext(chunks, None)
-            except TimeoutError as cause:
-                raise DeadlineError(
-                    "The time that the request allows was over before its answer was complete."
-                ) from cause
-            if chunk is None:
-                return
-            yield chunk
+    async def _while_it_goes_on(self, chunks: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        async with aclosing(chunks):
+            # Each wait has its own limit: a generator may be asked by one task after another.
+            while (chunk := await self.wait_for(lambda: anext(chunks, None), by_s=self.end_by_s)) is not None:
+                yield chunk
 
 
 _current: ContextVar[Call] = ContextVar("seamount_call")
@@ -134,11 +189,23 @@ def current_call() -> Call:
 
 
 class Calls:
-    """Opens calls: keeps the meters of all keys."""
+    """Opens calls: keeps the meters of all keys, and knows which calls are open in a key's name."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._meters = Meters()
+        self._open: dict[str, set[Call]] = {}
+
+    def keys(self) -> tuple[str, ...]:
+        """Return the ids of the keys in whose names calls are open."""
+        return tuple(self._open)
+
+    def end(self, key_id: str, error: SeamountError) -> int:
+        """End the calls of a key, see `Call.end`; return how many there are."""
+        calls = list(self._open.get(key_id, ()))
+        for call in calls:
+            call.end(error)
+        return len(calls)
 
     @contextmanager
     def open(
@@ -159,15 +226,25 @@ class Calls:
             end_by_s=None if end_in_s is None else now_s + end_in_s,
         )
         token = _current.set(call)
+        key_id = caller.key_id
+        if key_id is not None:
+            self._open.setdefault(key_id, set()).add(call)
         try:
             yield call
         finally:
             _current.reset(token)
+            if key_id is not None:
+                calls = self._open[key_id]
+                calls.discard(call)
+                if not calls:
+                    del self._open[key_id]
             call.close()
 
 
 class Gate:
-    """ASGI layer: opens a call for each request, tells rates in its answer, gives up on who stalls."""
+    """ASGI layer: opens a call for each request, tells rates in its answer, gives up on who stalls, cuts off whose key
+    ended.
+    """
 
     def __init__(self, app: ASGIApp, calls: Calls) -> None:
         self._app = app
@@ -195,14 +272,21 @@ class Gate:
             await error_response(error)(scope, receive, send)
             return
         caller = current_principal() or NOBODY
+        has_begun = False
         with self._calls.open(caller, begin_in_s=client_timeout_s(headers), end_in_s=asked_s) as call:
 
             async def send_with_rates(message: Message) -> None:
+                nonlocal has_begun
                 if message["type"] == "http.response.start":
+                    has_begun = True
                     MutableHeaders(scope=message).update(call.headers())
                 await send(message)
 
-            await self._app(scope, receive, send_with_rates)
+            try:
+                await call.run(self._app(scope, receive, send_with_rates))
+            except SeamountError as error:  # the call was cut off
+                if not has_begun:  # else the connection closes: an answer without its end
+                    await error_response(error)(scope, receive, send_with_rates)
 
 
 def asked_timeout_s(headers: Mapping[str, str]) -> float | None:

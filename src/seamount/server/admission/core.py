@@ -144,6 +144,15 @@ class AdmissionCore:
         """Return the tokens that a request will probably need, given the most that each answer may have."""
         return num_prompt_tokens + num_sequences * min(most, math.ceil(self._output_tokens))
 
+    def most_at_once(self, num_sequences: int, priority: int) -> int:
+        """Return how many requests of so many sequences can be worked on or wait while there are no others.
+
+        More are never taken together. However large one is, it is worked on, by itself.
+        """
+        most = 0 if self._capacity is None else self._capacity.max_sequences
+        part = LOWEST_PART if priority <= LOWEST else 1.0
+        return self._max_waiting + max(int(most * part) // num_sequences, 1)
+
     def check(self, tenant: str, priority: int) -> None:
         """Refuse early what `ask` would refuse for want of a place in the queue.
 

@@ -74,6 +74,10 @@ class Admission:
         """
         self._core.check(tenant, priority)
 
+    def most_at_once(self, num_sequences: int, priority: int) -> int:
+        """Return how many requests of so many sequences can be worked on or wait while there are no others."""
+        return self._core.most_at_once(num_sequences, priority)
+
     def guess(self, num_prompt_tokens: int, num_sequences: int, most: int) -> int:
         """Return the tokens that a request will probably need, given the most that each answer may have."""
         return self._core.guess(num_prompt_tokens, num_sequences, most)

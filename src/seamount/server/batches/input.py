@@ -68,6 +68,8 @@ def read_line(number: int, text: str, *, endpoint: str, model: str) -> InputLine
     custom_id, body = found["custom_id"], found["body"]
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
         raise InvalidRequestError(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters.", param="custom_id")
+    if any("\ud800" <= letter <= "\udfff" for letter in custom_id):
+        raise InvalidRequestError("custom_id holds half a character (a lone surrogate).", param="custom_id")
     if found["method"] != "POST":
         raise InvalidRequestError("method must be POST.", param="method", code="invalid_method")
     if found["url"] != endpoint:
@@ -123,7 +125,7 @@ class InputCheck:
 
     def _check_new(self, custom_id: str) -> None:
         # 16 bytes of each, not the names themselves, which may be long.
-        digest = hashlib.blake2b(custom_id.encode(errors="surrogatepass"), digest_size=16).digest()
+        digest = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
         if digest in self._seen:
             raise InvalidRequestError(
                 "Another line has the same custom_id.", param="custom_id", code="duplicate_custom_id"

@@ -22,7 +22,7 @@ from seamount.server.wire.batches import BatchStatus
 
 from .input import InputCheck, InputLine, read_line, texts
 from .line import Result, answer_line, batch_caller, failure, unanswered, unforeseen
-from .store import Batch, BatchStore, End, LineError
+from .store import Batch, BatchStore, End, LineError, LineResult
 
 T = TypeVar("T")
 
@@ -171,6 +171,8 @@ class Job:
                 return Ending("failed", [LineError(error.code, error.message)])
             try:
                 result = await answer_line(tools.service, caller, batch.endpoint, line, tools.encoding)
+            except UnauthenticatedError as error:  # the key ended while the line was answered
+                return Ending("failed", [LineError(error.code, error.message)])
             except CapacityError as error:
                 await tools.pause(error.retry_after or _RETRY_S)
             except RequestError as error:
@@ -184,20 +186,23 @@ class Job:
             except Exception as error:  # noqa: BLE001 - a process edge: one line's failure is not the batch's
                 log_failure(error)
                 result = failure(line, unforeseen())
-        keeping = asyncio.create_task(self._keep([(line.number, result.content)], is_failed=result.is_failed))
+        kept = LineResult(line.number, result.content, result.tokens)
+        keeping = asyncio.create_task(self._keep([kept], is_failed=result.is_failed))
         self._keeping.add(keeping)
         keeping.add_done_callback(self._keeping.discard)
         await asyncio.shield(keeping)
         return None
 
-    async def _keep(self, results: Sequence[tuple[int, str]], *, is_failed: bool) -> None:
+    async def _keep(self, results: Sequence[LineResult], *, is_failed: bool) -> None:
         tools = self._tools
         keep = partial(tools.store.keep, tools.owner, self.batch.id, results, is_failed=is_failed)
         self._follow(await self._call(keep))
 
     async def _keep_unanswered(self) -> None:
         async for lines in self._chunks():
-            found = [(line.number, unanswered(line, *_EXPIRED).content) for line in await self._unanswered(lines)]
+            found = [
+                LineResult(line.number, unanswered(line, *_EXPIRED).content) for line in await self._unanswered(lines)
+            ]
             await self._keep(found, is_failed=True)
 
     async def _unanswered_lines(self) -> AsyncIterator[InputLine]:

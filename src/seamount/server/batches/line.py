@@ -28,20 +28,23 @@ from seamount.server.embeddings import embed
 from seamount.server.errors import error_body, error_response, validation_error
 from seamount.server.service import Service
 from seamount.server.wire.batches import BatchEndpoint
-from seamount.server.wire.chat import ChatRequest
-from seamount.server.wire.completions import CompletionRequest
-from seamount.server.wire.embeddings import EmbeddingRequest
+from seamount.server.wire.chat import ChatRequest, ChatResponse
+from seamount.server.wire.common import Usage
+from seamount.server.wire.completions import CompletionRequest, CompletionResponse
+from seamount.server.wire.embeddings import EmbeddingRequest, EmbeddingResponse, EmbeddingUsage
 
 from .input import InputLine
+from .store import Tokens
 
 T = TypeVar("T", bound=BaseModel)
 
 
 class Result(NamedTuple):
-    """What is written of a line: one line of JSON with its end."""
+    """What is written of a line: one line of JSON with its end; and what its answer took."""
 
     content: str
     is_failed: bool
+    tokens: Tokens = Tokens()
 
 
 def batch_caller(keys: ApiKeys, key_id: str | None, endpoint: str, now_s: float) -> Principal:
@@ -84,7 +87,7 @@ async def answer_line(
     """
     with acting_as(caller), service.calls.open(caller):
         whole = await _ANSWERS[endpoint](service, line.body, encoding)
-    return Result(_text(line, 200, to_json(whole)), is_failed=False)
+    return Result(_text(line, 200, to_json(whole)), is_failed=False, tokens=_tokens(whole.usage))
 
 
 def failure(line: InputLine, error: SeamountError) -> Result:
@@ -109,6 +112,20 @@ def unforeseen() -> EngineError:
     return EngineError("The server failed on this request; its log says where.", code="internal_error")
 
 
+def _tokens(usage: Usage | EmbeddingUsage | None) -> Tokens:
+    if usage is None:
+        return Tokens()
+    if isinstance(usage, EmbeddingUsage):
+        return Tokens(input=usage.prompt_tokens)
+    cached, thought = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Tokens(
+        input=usage.prompt_tokens,
+        cached=cached.cached_tokens if cached else 0,
+        output=usage.completion_tokens,
+        reasoning=thought.reasoning_tokens if thought else 0,
+    )
+
+
 def _text(line: InputLine, status: int, body_json: str) -> str:
     response = f'{{"status_code": {status}, "request_id": "{uuid4().hex}", "body": {body_json}}}'
     custom_id = json.dumps(line.custom_id)
@@ -119,19 +136,19 @@ def _new_id() -> str:
     return f"batch_req_{uuid4().hex}"
 
 
-async def _chat(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> BaseModel:
+async def _chat(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> ChatResponse:
     async with encoding:
         answer = await prepare_chat(service, _checked(ChatRequest, body))
     return await answer.whole()
 
 
-async def _completion(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> BaseModel:
+async def _completion(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> CompletionResponse:
     async with encoding:
         answer = await prepare_completion(service, _checked(CompletionRequest, body))
     return await answer.whole()
 
 
-async def _embedding(service: Service, body: dict[str, Any], _: asyncio.Lock) -> BaseModel:
+async def _embedding(service: Service, body: dict[str, Any], _: asyncio.Lock) -> EmbeddingResponse:
     return await embed(service, _checked(EmbeddingRequest, body))
 
 
@@ -148,7 +165,8 @@ def _checked(schema: type[T], body: dict[str, Any]) -> T:
         raise validation_error(problems) from None
 
 
-_Answer = Callable[[Service, dict[str, Any], asyncio.Lock], Awaitable[BaseModel]]
+_Whole = ChatResponse | CompletionResponse | EmbeddingResponse
+_Answer = Callable[[Service, dict[str, Any], asyncio.Lock], Awaitable[_Whole]]
 _ANSWERS: dict[BatchEndpoint, _Answer] = {
     "/v1/chat/completions": _chat,
     "/v1/completions": _completion,

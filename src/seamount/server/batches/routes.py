@@ -20,6 +20,7 @@ from seamount.server.files.store import FileStore
 from seamount.server.service import Service
 from seamount.server.wire.batches import BatchError, BatchErrors, BatchList, BatchObject, BatchRequest, RequestCounts
 from seamount.server.wire.files import DEFAULT_LIFETIME_S
+from seamount.server.wire.responses import InputTokensDetails, OutputTokensDetails, ResponseUsage
 
 from .runner import BatchRunner
 from .store import Batch, BatchStore
@@ -147,5 +148,20 @@ def _object(batch: Batch) -> BatchObject:
         cancelling_at=batch.cancelling_s,
         cancelled_at=batch.cancelled_s,
         request_counts=RequestCounts(total=batch.num_total, completed=batch.num_completed, failed=batch.num_failed),
+        usage=_usage(batch),
         metadata=batch.metadata,
+    )
+
+
+def _usage(batch: Batch) -> ResponseUsage | None:
+    counts = (batch.input_tokens, batch.cached_tokens, batch.output_tokens, batch.reasoning_tokens)
+    if None in counts:
+        return None
+    num_input, num_cached, num_output, num_reasoning = (count or 0 for count in counts)
+    return ResponseUsage(
+        input_tokens=num_input,
+        input_tokens_details=InputTokensDetails(cached_tokens=num_cached),
+        output_tokens=num_output,
+        output_tokens_details=OutputTokensDetails(reasoning_tokens=num_reasoning),
+        total_tokens=num_input + num_output,
     )

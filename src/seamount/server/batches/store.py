@@ -36,6 +36,29 @@ class LineError(NamedTuple):
     param: str | None = None
 
 
+class Tokens(NamedTuple):
+    """What answers took; `cached` are of the input's tokens, `reasoning` of the output's."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+
+class LineResult(NamedTuple):
+    """What is kept of a line.
+
+    Attributes:
+        line: its number in the file, from 1.
+        content: one line of text with its end.
+        tokens: what its answer took; none where it was answered with an error.
+    """
+
+    line: int
+    content: str
+    tokens: Tokens = Tokens()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """A batch as it stands in the database; the fields are the columns. Times are Unix seconds.
@@ -44,6 +67,8 @@ class Batch:
         key_id: of the key in whose name it runs; None where no key was asked for.
         output_lifetime_s: seconds that its output is kept.
         completed_bytes, failed_bytes: of the results.
+        input_tokens, cached_tokens, output_tokens, reasoning_tokens: of all answers; None where the batch was made
+            before they were counted.
     """
 
     id: str
@@ -61,6 +86,10 @@ class Batch:
     num_failed: int
     completed_bytes: int
     failed_bytes: int
+    input_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    reasoning_tokens: int | None
     output_file_id: str | None
     error_file_id: str | None
     created_s: int
@@ -133,7 +162,8 @@ class BatchStore:
             return run(
                 f"""INSERT INTO batches (id, tenant, key_id, endpoint, model, input_file_id, metadata,
                 output_lifetime_s, status, num_total, num_completed, num_failed, completed_bytes, failed_bytes,
-                created_s, expires_s) VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'validating', 0, 0, 0, 0, 0, ?, ?)
+                input_tokens, cached_tokens, output_tokens, reasoning_tokens, created_s, expires_s)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'validating', 0, 0, 0, 0, 0, 0, 0, 0, 0, ?, ?)
                 RETURNING {_COLUMNS}""",
                 batch_id,
                 tenant,
@@ -289,11 +319,10 @@ class BatchStore:
         )
         return {line for (line,) in rows}
 
-    def keep(self, owner: str, batch_id: str, results: Sequence[tuple[int, str]], *, is_failed: bool) -> BatchStatus:
+    def keep(self, owner: str, batch_id: str, results: Sequence[LineResult], *, is_failed: bool) -> BatchStatus:
         """Keep the results of lines, all or none, and return the batch's status; a line that has one keeps it.
 
-        Args:
-            results: number of the line and what is written of it, one line of text with its end.
+        What is new is counted with it, in one transaction: so the counts are those of the lines that are kept.
 
         Raises:
             LeaseLostError: the batch is not the owner's.
@@ -301,23 +330,26 @@ class BatchStore:
 
         def work(run: Run) -> list[Row]:
             added = [
-                len(content.encode())
-                for line, content in results
+                result
+                for result in results
                 if run(
                     """INSERT INTO batch_results (batch_id, line, is_failed, content) VALUES (?, ?, ?, ?)
                     ON CONFLICT (batch_id, line) DO NOTHING RETURNING line""",
                     batch_id,
-                    line,
+                    result.line,
                     int(is_failed),
-                    content,
+                    result.content,
                 )
             ]
             num, num_bytes = ("num_failed", "failed_bytes") if is_failed else ("num_completed", "completed_bytes")
             rows = run(
-                f"""UPDATE batches SET {num} = {num} + ?, {num_bytes} = {num_bytes} + ?
+                f"""UPDATE batches SET {num} = {num} + ?, {num_bytes} = {num_bytes} + ?,
+                input_tokens = input_tokens + ?, cached_tokens = cached_tokens + ?,
+                output_tokens = output_tokens + ?, reasoning_tokens = reasoning_tokens + ?
                 WHERE id = ? AND lease_owner = ? AND ended_s IS NULL RETURNING status""",
                 len(added),
-                sum(added),
+                sum(len(result.content.encode()) for result in added),
+                *(sum(counts) for counts in zip(Tokens(), *(result.tokens for result in added), strict=True)),
                 batch_id,
                 owner,
             )

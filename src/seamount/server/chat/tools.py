@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import Grammar
@@ -66,10 +67,10 @@ def encoding(body: ChatRequest, use: ToolUse | None, encoder: Encoder, *, limit:
     A last message of the assistant is continued unless the request says otherwise: nothing else could follow it.
 
     Raises:
-        InvalidRequestError: it is to be continued, and cannot be.
+        InvalidRequestError: it is to be continued, and cannot be; or its thinking cannot be switched off.
     """
     continues = body.continues
-    messages, kwargs = body.template_messages(), body.chat_template_kwargs
+    messages, kwargs = body.template_messages(), _template_kwargs(body, encoder)
     if isinstance(encoder, ToolEncoder):
         tools = use.tools if use is not None else None
         begins = continues is not False
@@ -95,6 +96,26 @@ def check_beginning(body: ChatRequest, prompt: Prompt, plan: ToolPlan) -> None:
             hint="Begin the answer itself, or leave the last message out.",
             param="messages",
         )
+
+
+def _template_kwargs(body: ChatRequest, encoder: Encoder) -> dict[str, Any] | None:
+    """Return the chat template's switches, that of `reasoning_effort` among them.
+
+    Raises:
+        InvalidRequestError: the model has none, or the request asks for both.
+    """
+    given = body.chat_template_kwargs
+    if body.reasoning_effort is None:
+        return given
+    switches = encoder.thinking_switches(on=False)
+    if switches is None:
+        raise InvalidRequestError("This model's thinking cannot be switched off.", param="reasoning_effort")
+    kwargs = {**(given or {}), **switches}
+    if any(kwargs[name] != value for name, value in (given or {}).items()):
+        raise InvalidRequestError(
+            "reasoning_effort is 'none', and chat_template_kwargs switch thinking on.", param="reasoning_effort"
+        )
+    return kwargs
 
 
 def _grammar(use: ToolUse, known: ToolFormat, grammar: Grammar | None) -> Grammar | None:

@@ -30,6 +30,7 @@ async def prepare_completion(service: Service, body: CompletionRequest) -> Compl
     service.admit(body.model)
     service.check_generates()
     sampling = body.sampling(service.encoder.default_sampling)
+    service.check_count(len(body.prompt), sampling.n)
     return CompletionAnswer(service, body, sampling, await _encode(service, body))
 
 

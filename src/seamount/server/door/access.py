@@ -9,7 +9,7 @@ by `Service.admit`.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from enum import Enum
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from seamount.core.errors import ConfigError, ForbiddenError, InvalidRequestError, SeamountError
+from seamount.core.errors import ConfigError, ForbiddenError, InvalidRequestError, SeamountError, UnauthenticatedError
 from seamount.core.identity import Principal
 from seamount.core.ports import Authenticator
 from seamount.security.usage import UsageLedger
@@ -79,6 +79,9 @@ RULES: dict[str, Rule] = {
     "/seamount.v1.Seamount/StreamChat": Rule.KEY,
     "/seamount.v1.Seamount/Complete": Rule.KEY,
     "/seamount.v1.Seamount/StreamComplete": Rule.KEY,
+    "/seamount.v1.Seamount/Embed": Rule.KEY,
+    "/seamount.v1.Seamount/Tokenize": Rule.KEY,
+    "/seamount.v1.Seamount/Detokenize": Rule.KEY,
     "/seamount.v1.Seamount/ListModels": Rule.KEY,
     "/seamount.v1.Seamount/GetModel": Rule.KEY,
     "/grpc.health.v1.Health/Check": Rule.PUBLIC,
@@ -182,6 +185,14 @@ class Access:
             raise
         self._audit(Decision(visit=visit, principal=principal, code="ok"))
         return principal
+
+    async def ended(self, key_ids: Collection[str]) -> dict[str, UnauthenticatedError]:
+        """Return what is told to the bearers of those keys that open nothing any more, by the key's id.
+
+        Raises:
+            StateUnavailableError: it cannot be known now.
+        """
+        return await self._authenticator.ended(key_ids)
 
 
 def permitted(rule: Rule | None, route: str | None, principal: Principal) -> bool:

@@ -1,4 +1,4 @@
-"""Reads a request's JSON strictly: a name that stands twice in one object is refused.
+"""Reads a request's JSON strictly: a name that stands twice in one object is refused, and so is a number without end.
 
 Set as the route class by `app`. Python's parser keeps the last of two values, other parsers the first: whoever
 checked a request before this server may have seen another one.
@@ -7,6 +7,7 @@ checked a request before this server may have seen another one.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -33,10 +34,17 @@ def strict_json(text: str | bytes) -> Any:
     """Return what JSON text says.
 
     Raises:
-        InvalidRequestError: a name stands twice in one object.
+        InvalidRequestError: a name stands twice in one object, or a number is too long to be read.
         ValueError, RecursionError: it is no JSON, or nested too deep.
     """
-    return json.loads(text, object_pairs_hook=_object)
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as cause:  # https://docs.python.org/3/library/stdtypes.html#int-max-str-digits
+        raise InvalidRequestError(
+            f"The body holds an integer of more than {sys.get_int_max_str_digits()} digits.", code="number_too_long"
+        ) from cause
 
 
 class _StrictRequest(Request):

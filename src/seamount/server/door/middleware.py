@@ -219,11 +219,9 @@ def credential_of(headers: Headers) -> str | None:
 
 def _refusal(error: SeamountError, credential: str | None) -> Response:
     answer = error_response(error)
-    if isinstance(error, UnauthenticatedError):
+    if isinstance(error, UnauthenticatedError) and not credential:
         # https://www.rfc-editor.org/rfc/rfc6750#section-3: no error code for those who sent nothing.
-        answer.headers["www-authenticate"] = 'Bearer realm="seamount"' + (
-            ', error="invalid_token"' if credential else ""
-        )
+        answer.headers["www-authenticate"] = 'Bearer realm="seamount"'
     return answer
 
 

@@ -4,8 +4,9 @@ Used by `responses` (HTTP). The answer itself is a chat's (`chat.answer`): `tran
 chat's words, `events` the chunks into a response's.
 
 Keeping a response must neither cost anybody the answer nor fail unsaid. So the database is asked before the engine
-begins, and an answer that could not be kept is refused then, with a 503. Should it fail later on, the answer is sent
-all the same, and says itself that it is not kept: `store` is false, `store_error` says why.
+begins, and an answer that could not be kept is refused then: with a 503, or, where its tenant keeps as much as it may,
+with a 403. Should it fail later on, or the answer turn out too large, the answer is sent all the same, and says itself
+that it is not kept: `store` is false, `store_error` says why.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ async def prepare_response(service: Service, store: ResponseStore | None, body: 
     kept: _Kept | None = None
     if body.store is not False and store is not None:
         kept = _Kept(store, caller, await service.encode(partial(_items_json, items)))
-        await store.ready()
+        await kept.check()
     elif body.store:
         raise InvalidRequestError(
             "This server keeps no responses.", hint="Leave store out, and send the whole conversation.", param="store"
@@ -138,6 +139,14 @@ class _Kept:
         self._store = store
         self._caller = caller
         self._items = items
+
+    async def check(self) -> None:
+        """Check that the response could be kept now, as far as that is known before its answer.
+
+        Raises:
+            SeamountError: it could not.
+        """
+        await self._store.ready(self._caller.tenant, len(self._items.encode()))
 
     async def put(self, response: ResponseObject) -> None:
         """Keep the complete response.
@@ -226,7 +235,7 @@ def _begun(service: Service, body: ResponsesRequest, is_kept: bool) -> ResponseO
     """Return the response before its answer: what was asked for, with what holds where nothing was."""
     advice = service.encoder.default_sampling
     text = body.text or TextConfig()
-    effort: Any = {"effort": None, "summary": None}
+    effort = body.reasoning.effort if body.reasoning is not None else None
     return ResponseObject(
         id=new_id("resp"),
         object="response",
@@ -243,7 +252,7 @@ def _begun(service: Service, body: ResponsesRequest, is_kept: bool) -> ResponseO
         output=[],
         parallel_tool_calls=body.parallel_tool_calls is not False,
         previous_response_id=body.previous_response_id,
-        reasoning=ReasoningConfig(**effort),
+        reasoning=ReasoningConfig(effort=effort, summary=None),
         store=is_kept,
         temperature=_or(body.temperature, advice.get("temperature", 1.0)),
         text=TextConfig(format=text.format or {"type": "text"}),

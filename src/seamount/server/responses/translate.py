@@ -56,6 +56,7 @@ _WORDS = (
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("max_completion_tokens", "max_output_tokens"),
+    ("reasoning_effort", "reasoning.effort"),
 )
 
 
@@ -106,6 +107,7 @@ def chat_request(body: ResponsesRequest, items: Sequence[Item]) -> ChatRequest:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "parallel_tool_calls": body.parallel_tool_calls,
+        "reasoning_effort": body.reasoning.effort if body.reasoning is not None else None,
         "chat_template_kwargs": body.chat_template_kwargs,
         "tools": [_tool(tool) for tool in body.tools] if body.tools else None,
         "tool_choice": _choice(body.tool_choice),

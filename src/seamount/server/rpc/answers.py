@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from seamount.server.wire.chat import (
     ChatChunk,
@@ -15,6 +15,8 @@ from seamount.server.wire.chat import (
 )
 from seamount.server.wire.common import Usage
 from seamount.server.wire.completions import CompletionChoice, CompletionLogprobs, CompletionResponse
+from seamount.server.wire.embeddings import EmbeddingItem, EmbeddingResponse
+from seamount.server.wire.tokens import Detokenized, Tokenized
 from seamount.server.wire.tools import ToolCall, ToolCallDelta
 
 from . import seamount_pb2 as pb
@@ -64,6 +66,33 @@ def completion_response(answer: CompletionResponse) -> pb.CompletionResponse:
         choices=[_completion_choice(choice) for choice in answer.choices],
         usage=_usage(answer.usage),
     )
+
+
+def embedding(item: EmbeddingItem) -> pb.Embedding:
+    """Return the message of one input's embedding."""
+    # Text of numbers is there only for who asks for base64, and here nobody can.
+    return pb.Embedding(index=item.index, embedding=cast(list[float], item.embedding))
+
+
+def embed_response(answer: EmbeddingResponse, data: Sequence[pb.Embedding]) -> pb.EmbedResponse:
+    """Return the message of all embeddings, each of which is one already."""
+    usage = pb.Usage(prompt_tokens=answer.usage.prompt_tokens)
+    return pb.EmbedResponse(model=answer.model, data=data, usage=usage)
+
+
+def tokenize_response(answer: Tokenized) -> pb.TokenizeResponse:
+    """Return the message of a text's tokens."""
+    return pb.TokenizeResponse(
+        count=answer.count,
+        max_model_len=answer.max_model_len,
+        tokens=answer.tokens,
+        token_strs=answer.token_strs or (),
+    )
+
+
+def detokenize_response(answer: Detokenized) -> pb.DetokenizeResponse:
+    """Return the message of tokens' text."""
+    return pb.DetokenizeResponse(prompt=answer.prompt)
 
 
 def _assistant(message: ChatMessage) -> pb.AssistantMessage:

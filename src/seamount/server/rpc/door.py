@@ -173,7 +173,7 @@ class Door:
         end_in_s = None if left_s is None else min(left_s, _MAX_DEADLINE_S)
         with acting_as(principal), self._service.calls.open(principal, end_in_s=end_in_s) as call:
             try:
-                return await work(exchange)
+                return await call.run(work(exchange))
             finally:
                 exchange.metadata.update(call.headers())
 

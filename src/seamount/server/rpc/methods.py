@@ -17,13 +17,23 @@ from seamount.core.errors import NotFoundError
 from seamount.server.chat.answer import ChatAnswer, prepare_chat
 from seamount.server.completions.answer import CompletionAnswer, prepare_completion
 from seamount.server.door.access import may_use_model, permit_model
+from seamount.server.embeddings import embed
 from seamount.server.service import Service
+from seamount.server.tokens import detokenize, tokenize
 from seamount.server.wire.common import SamplingFields
 
 from . import seamount_pb2 as pb
-from .answers import chat_chunk, chat_response, completion_response
+from .answers import (
+    chat_chunk,
+    chat_response,
+    completion_response,
+    detokenize_response,
+    embed_response,
+    embedding,
+    tokenize_response,
+)
 from .door import Exchange, Method
-from .translate import chat_request, completion_request
+from .translate import chat_request, completion_request, detokenize_request, embed_request, tokenize_request
 
 SEAMOUNT = pb.DESCRIPTOR.services_by_name["Seamount"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -34,7 +44,7 @@ _Told = health_pb2.HealthCheckResponse
 
 
 class Seamount:
-    """The service itself: what /v1/chat/completions, /v1/completions and /v1/models do."""
+    """The service itself: what the HTTP API's routes of the same requests do."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -43,6 +53,9 @@ class Seamount:
             "StreamChat": self._stream_chat,
             "Complete": self._complete,
             "StreamComplete": self._stream_complete,
+            "Embed": self._embed,
+            "Tokenize": self._tokenize,
+            "Detokenize": self._detokenize,
             "ListModels": self._list_models,
             "GetModel": self._get_model,
         }
@@ -78,6 +91,20 @@ class Seamount:
         body = completion_request(request, stream=stream)
         _tell_ignored(body, exchange)
         return await prepare_completion(self._service, body)
+
+    async def _embed(self, request: pb.EmbedRequest, exchange: Exchange) -> pb.EmbedResponse:
+        answer = await embed(self._service, embed_request(request))
+        data = []
+        for item in answer.data:  # one at a time: at once, thousands of them would hold up everybody's streams
+            data.append(embedding(item))
+            await asyncio.sleep(0)
+        return embed_response(answer, data)
+
+    async def _tokenize(self, request: pb.TokenizeRequest, exchange: Exchange) -> pb.TokenizeResponse:
+        return await tokenize(self._service, tokenize_request(request), tokenize_response)
+
+    async def _detokenize(self, request: pb.DetokenizeRequest, exchange: Exchange) -> pb.DetokenizeResponse:
+        return await detokenize(self._service, detokenize_request(request), detokenize_response)
 
     async def _list_models(self, request: pb.ListModelsRequest, exchange: Exchange) -> pb.ListModelsResponse:
         found = self._model()

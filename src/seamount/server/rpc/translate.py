@@ -16,13 +16,15 @@ from pydantic import ValidationError
 from seamount.core.errors import InvalidRequestError
 from seamount.server.errors import validation_error
 from seamount.server.wire.chat import ChatRequest
-from seamount.server.wire.common import SamplingFields
+from seamount.server.wire.common import WireModel
 from seamount.server.wire.completions import CompletionRequest
+from seamount.server.wire.embeddings import EmbeddingRequest
+from seamount.server.wire.tokens import DetokenizeRequest, TokenizeRequest
 
 from . import seamount_pb2 as pb
 
 M = TypeVar("M", bound=Message)
-S = TypeVar("S", bound=SamplingFields)
+S = TypeVar("S", bound=WireModel)
 
 _ROLES = {
     pb.ROLE_SYSTEM: "system",
@@ -64,7 +66,7 @@ def chat_request(message: pb.ChatRequest, *, stream: bool) -> ChatRequest:
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(ChatRequest, _fields(message, stream=stream))
+    return _checked(ChatRequest, {**_fields(message), **_streaming(stream)})
 
 
 def completion_request(message: pb.CompletionRequest, *, stream: bool) -> CompletionRequest:
@@ -73,7 +75,35 @@ def completion_request(message: pb.CompletionRequest, *, stream: bool) -> Comple
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(CompletionRequest, _fields(message, stream=stream))
+    return _checked(CompletionRequest, {**_fields(message), **_streaming(stream)})
+
+
+def embed_request(message: pb.EmbedRequest) -> EmbeddingRequest:
+    """Return texts to embed in the HTTP API's words.
+
+    Raises:
+        InvalidRequestError: a field has a value that it may not have.
+    """
+    return _checked(EmbeddingRequest, _fields(message))
+
+
+def tokenize_request(message: pb.TokenizeRequest) -> TokenizeRequest:
+    """Return a text, or a chat, whose tokens are asked for, in the HTTP API's words.
+
+    Raises:
+        InvalidRequestError: a field has a value that it may not have.
+    """
+    return _checked(TokenizeRequest, _fields(message))
+
+
+def detokenize_request(message: pb.DetokenizeRequest) -> DetokenizeRequest:
+    """Return tokens whose text is asked for in the HTTP API's words.
+
+    Raises:
+        InvalidRequestError: a field has a value that it may not have.
+    """
+    # No tokens are a list without any, which the encoding does not tell from none given.
+    return _checked(DetokenizeRequest, {"tokens": [], **_fields(message)})
 
 
 def _checked(schema: type[S], fields: dict[str, Any]) -> S:
@@ -84,10 +114,12 @@ def _checked(schema: type[S], fields: dict[str, Any]) -> S:
         raise validation_error([{**problem, "loc": ("body", *problem["loc"])} for problem in problems]) from None
 
 
-def _fields(message: Message, *, stream: bool) -> dict[str, Any]:
-    fields: dict[str, Any] = {"stream": stream}
-    if stream:
-        fields["stream_options"] = {"include_usage": True}
+def _streaming(stream: bool) -> dict[str, Any]:
+    return {"stream": True, "stream_options": {"include_usage": True}} if stream else {"stream": False}
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
     for field, value in message.ListFields():
         convert = _CONVERT.get(field.name)
         fields[field.name] = value if convert is None else convert(value)
@@ -155,12 +187,14 @@ def _json(text: str, where: str) -> Any:
 # Fields that are not spelled as in JSON.
 _CONVERT: Mapping[str, Callable[[Any], Any]] = {
     "messages": lambda messages: [_message(message) for message in messages],
-    "prompt": lambda prompts: [_prompt(prompt) for prompt in prompts],
+    "prompt": lambda given: given if isinstance(given, str) else [_prompt(prompt) for prompt in given],
+    "input": lambda given: [_prompt(prompt) for prompt in given],
     "tools": lambda tools: [_tool(number, tool) for number, tool in enumerate(tools)],
     "tool_choice": _tool_choice,
     "response_format": _response_format,
     "structured_outputs": _structured_outputs,
     "chat_template_kwargs": lambda given: {name: _template_value(value) for name, value in given.items()},
+    "tokens": list,
     "stop": list,
     "stop_token_ids": list,
     "logit_bias": lambda biases: {str(token_id): bias for token_id, bias in biases.items()},

@@ -195,7 +195,8 @@ class RequestTimer:
         m, now_s = self._metrics, self._clock()
         if self._first_s is None:
             self._first_s = now_s
-            m.first_token_s.labels(*self._labels).observe(now_s - self._start_s)
+            if self._request.embedding is None:
+                m.first_token_s.labels(*self._labels).observe(now_s - self._start_s)
             m.prompt_tokens.labels(*self._labels).inc(len(self._request.prompt_token_ids))
             m.cached_tokens.labels(*self._labels).inc(chunk.num_cached_tokens or 0)
             self._note_first(chunk)
@@ -213,7 +214,8 @@ class RequestTimer:
 
     def _note_first(self, chunk: Chunk) -> None:
         if self._record is not None:
-            self._record.happened("first_token")
+            if self._request.embedding is None:
+                self._record.happened("first_token")
             self._record.num_prompt_tokens += len(self._request.prompt_token_ids)
             self._record.num_cached_tokens += chunk.num_cached_tokens or 0
 
@@ -235,6 +237,8 @@ class RequestTimer:
         m.whole_s.labels(*self._labels).observe(now_s - self._start_s)
         m.inference_s.labels(*self._labels).observe(now_s - self._start_s - self._queued_s)
         m.request_prompt_tokens.labels(*self._labels).observe(len(self._request.prompt_token_ids))
+        if self._request.embedding is not None:  # nothing is generated
+            return
         m.request_n.labels(*self._labels).observe(self._request.sampling.n)
         if self._request.sampling.max_tokens is not None:
             m.request_max_tokens.labels(*self._labels).observe(self._request.sampling.max_tokens)

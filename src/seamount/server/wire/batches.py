@@ -8,6 +8,7 @@ from pydantic import Field
 
 from .common import Text, WireModel
 from .files import MAX_LIFETIME_S, MIN_LIFETIME_S
+from .responses import ResponseUsage
 
 BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 BatchStatus = Literal[
@@ -59,7 +60,11 @@ class RequestCounts(WireModel):
 
 
 class BatchObject(WireModel):
-    """A batch, as far as it has come."""
+    """A batch, as far as it has come.
+
+    Attributes:
+        usage: of all answers that there are; null where the batch was made before that was counted.
+    """
 
     id: str
     object: Literal["batch"] = "batch"
@@ -81,6 +86,7 @@ class BatchObject(WireModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    usage: ResponseUsage | None
     metadata: dict[str, str] | None
 
 

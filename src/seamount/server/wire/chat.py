@@ -118,7 +118,9 @@ class ChatRequest(SamplingFields):
         "audio": Refusal("is not supported: this model neither hears nor speaks."),
         "prediction": Refusal("is not supported."),
         "reasoning_effort": Refusal(
-            "is not supported: the model thinks or does not; use chat_template_kwargs {'thinking': true}."
+            "is not supported, other than 'none': the model thinks or does not; use chat_template_kwargs "
+            "{'thinking': true}.",
+            ("none",),
         ),
         "verbosity": Refusal("is not supported: ask for it in the prompt."),
         "web_search_options": Refusal("is not supported: no request leaves this machine."),
@@ -161,7 +163,12 @@ class ChatRequest(SamplingFields):
     modalities: REFUSED = None
     audio: REFUSED = None
     prediction: REFUSED = None
-    reasoning_effort: REFUSED = None
+    reasoning_effort: Annotated[
+        Any,
+        Field(
+            description="'none' switches thinking off, and is refused where the model has no switch. No other value."
+        ),
+    ] = None
     verbosity: REFUSED = None
     web_search_options: REFUSED = None
 

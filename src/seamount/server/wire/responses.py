@@ -103,8 +103,15 @@ class ReasoningConfig(WireModel):
     """How to think."""
 
     effort: Annotated[
-        REFUSED,
-        _only("is not supported: the model thinks or does not; use chat_template_kwargs {'thinking': true}."),
+        Any,
+        Field(
+            description="'none' switches thinking off, and is refused where the model has no switch. No other value."
+        ),
+        _only(
+            "is not supported, other than 'none': the model thinks or does not; use chat_template_kwargs "
+            "{'thinking': true}.",
+            "none",
+        ),
     ] = None
     summary: Annotated[
         REFUSED, _only("is not supported: the reasoning itself is sent, and nothing writes summaries.", "auto")

@@ -179,7 +179,8 @@ class ToolUse:
     def schemas(self) -> dict[str, dict[str, Any]]:
         """Return what is enforced of the functions' arguments, by name.
 
-        A schema that cannot be enforced stays with the model to follow, unless the function is strict.
+        A schema that cannot be enforced stays with the model to follow, unless the function is strict; of a `oneOf`
+        whose schemas overlap, that a value fits only one of them does.
 
         Raises:
             InvalidRequestError: a strict function's schema cannot be enforced.
@@ -191,7 +192,7 @@ def _enforced(function: FunctionDefinition) -> dict[str, Any]:
     if function.parameters is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     try:
-        kept = enforceable(function.parameters)
+        kept = enforceable(function.parameters, loosely=not function.strict)
     except InvalidRequestError as error:
         if function.strict:
             raise InvalidRequestError(
