@@ -14,10 +14,17 @@ from .version import __version__
 if TYPE_CHECKING:
     from .core.sampling import SamplingParams
     from .engine.llm import LLM
+    from .training.continual.pipeline import ContinualLearning
+    from .training.tuning.pipeline import FineTuningPipeline
 
-__all__ = ["LLM", "SamplingParams", "__version__"]
+__all__ = ["LLM", "ContinualLearning", "FineTuningPipeline", "SamplingParams", "__version__"]
 
-_HOMES = {"LLM": ".engine.llm", "SamplingParams": ".core.sampling"}
+_HOMES = {
+    "LLM": ".engine.llm",
+    "ContinualLearning": ".training.continual.pipeline",
+    "FineTuningPipeline": ".training.tuning.pipeline",
+    "SamplingParams": ".core.sampling",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -51,6 +51,8 @@ def _completed(command: str, arguments: list[str]) -> list[str]:
         return [*arguments, "--prompt", "x"]
     if command == "inspect" and all(word.startswith("-") for word in arguments):
         return [*arguments, "FOLDER"]
+    if command == "data" and len(arguments) == 1:
+        return [*arguments, "FILE", *(("--output", "FOLDER") if arguments == ["build"] else ())]
     return arguments
 
 

@@ -58,7 +58,7 @@ def test_no_room_is_empty() -> None:
 
 
 def test_the_public_names_are_these() -> None:
-    assert seamount.__all__ == ["LLM", "SamplingParams", "__version__"]
+    assert seamount.__all__ == ["LLM", "ContinualLearning", "FineTuningPipeline", "SamplingParams", "__version__"]
     assert all(getattr(seamount, name) for name in seamount.__all__)
     assert set(seamount.__all__) <= set(dir(seamount))
     with pytest.raises(AttributeError, match="nonsense"):

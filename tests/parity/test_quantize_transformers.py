@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from seamount import LLM, SamplingParams
-from seamount.training.compression import Job, quantize
+from seamount.training.compression.compress import Job, quantize
 
 from .conftest import DENSE
 

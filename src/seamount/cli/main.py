@@ -31,7 +31,11 @@ COMMANDS = {
     "chat": "chat in the terminal",
     "generate": "continue a prompt and print the text",
     "inspect": "say what a checkpoint is, without loading its weights",
+    "tune": "tune a model on your own examples",
+    "distill": "train a small model to guess as a large one does",
     "eval": "score a model on held-out items, skill by skill",
+    "merge": "add an adapter to its model: a new checkpoint",
+    "data": "check training data, and show what of it would be learned",
     "quantize": "make a checkpoint of 4 or 8 bits per weight",
     "bench": "measure speed, latency and memory, against what the machine can do",
     "version": "print the version",
@@ -45,6 +49,7 @@ _OUTPUT_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _EXTRAS = {
     **dict.fromkeys(("fastapi", "uvicorn", "httpx", "prometheus_client", "pg8000", "cryptography"), "serve"),
     "yaml": "train",
+    "pyarrow": "train",
     "opentelemetry": "tracing",
 }
 

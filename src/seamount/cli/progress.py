@@ -1,6 +1,7 @@
 """Shows how far a model has loaded: a bar on a terminal, a few plain lines in a log. Always on stderr.
 
-Used by every command that loads a model; handed to the engine as its `on_progress`.
+Used by every command that loads a model; handed to the engine as its `on_progress`. `seamount merge` shows with it how
+far it has written.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class LoadingProgress:
     On a terminal the bar is taken away at the end, so that what the command prints stands alone.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, *, verb: str = "Loading") -> None:
+        self._title = f"{verb} {model}"
         self._bar: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._told: dict[str, float] = {}
@@ -36,7 +37,7 @@ class LoadingProgress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._bar.start()
         else:
-            print(f"Loading {self._model} ...", file=sys.stderr, flush=True)
+            print(f"{self._title} ...", file=sys.stderr, flush=True)
         return self
 
     def __exit__(
@@ -56,7 +57,7 @@ class LoadingProgress:
             print(f"  {stage}", file=sys.stderr, flush=True)
         elif self._bar is not None:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bar.add_task(f"Loading {self._model}: {stage}", total=total)
+                self._tasks[stage] = self._bar.add_task(f"{self._title}: {stage}", total=total)
             self._bar.update(self._tasks[stage], completed=done, total=total)
         elif not sys.stderr.isatty():
             self._tell(stage, done, total)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
 
-    from seamount.training.compression import Costs, Report
+    from seamount.training.compression.compress import Costs, Report
 
 DESCRIPTION = """Make a checkpoint of 4 or 8 bits per weight out of one in 16 or 32 bits, or FP8 blocks. 4 bits are
 written as AWQ (gemm, with zero points), 8 bits as compressed-tensors (int-quantized: a scale per row, activations
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantize and print the report."""
     folder = locate_model(args.model)
-    from seamount.training.compression import Job, quantize
+    from seamount.training.compression.compress import Job, quantize
 
     job = Job(
         folder=folder,

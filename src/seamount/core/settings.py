@@ -241,6 +241,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seamount"
 
 
+def tell_libraries(variables: dict[str, str], *, unless_set: dict[str, str]) -> None:
+    """Set what foreign libraries read from the environment alone, before they are imported.
+
+    Args:
+        unless_set: give way to what the user has set.
+    """
+    os.environ.update(variables)
+    for name, value in unless_set.items():
+        os.environ.setdefault(name, value)
+
+
 def _refuse_unknown_environment() -> None:
     known = {"SEAMOUNT_CONFIG"}
     for name in os.environ:

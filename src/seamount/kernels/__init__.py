@@ -27,6 +27,7 @@ from .choice import (
     swiglu,
     write_cache,
 )
+from .differentiable import run_grouped_experts
 from .library import describe, isa_name, library, why_missing
 from .packed import (
     DEFAULT_GROUP,
@@ -40,7 +41,7 @@ from .packed import (
 )
 from .pages import Pages
 from .recording import Arena, Recording, record
-from .reference import FP8_BLOCK, dequantize_fp8_blocks
+from .reference import FP8_BLOCK, dequantize_fp8_blocks, run_each_expert, weigh_experts
 
 __all__ = [
     "DEFAULT_GROUP",
@@ -74,11 +75,14 @@ __all__ = [
     "route_sigmoid",
     "route_softmax",
     "router_logits",
+    "run_each_expert",
     "run_experts",
+    "run_grouped_experts",
     "run_packed_experts",
     "set_threads",
     "swiglu",
     "want_large_pages",
+    "weigh_experts",
     "why_missing",
     "write_cache",
 ]

@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import cpu_attention, differentiable, packed, reference
+from . import cpu_attention, differentiable, packed, ragged, reference
 from .library import library
 from .packed import PackedStack
 from .pages import Pages
@@ -119,9 +119,11 @@ def candidates(row: Tensor, temperature: float, floor: float) -> tuple[Tensor, T
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, starts: Sequence[int], scale: float) -> Tensor:
     """See `reference.causal_attention`."""
-    if torch.is_grad_enabled() and q.device.type == "cpu" and q.shape[1] == k.shape[1]:
+    if torch.is_grad_enabled() and q.requires_grad and q.device.type == "cpu":
+        if not torch.compiler.is_compiling():
+            return ragged.causal_attention(q, k, v, starts, scale)
         lengths = {end - start for start, end in itertools.pairwise(starts)}
-        if len(lengths) == 1 and max(lengths) <= _SHORT_TOKENS:
+        if q.shape[1] == k.shape[1] and len(lengths) == 1 and max(lengths) <= _SHORT_TOKENS:
             return differentiable.causal_attention(q, k, v, starts, scale)
     return reference.causal_attention(q, k, v, starts, scale)
 

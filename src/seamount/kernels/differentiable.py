@@ -8,7 +8,7 @@ P padded rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor
 # Experts' rows are padded to a multiple of this: the CPU's matrix library prepares itself for each new shape, which
 # takes longer than the product, and without padding nearly every product has a shape of its own.
 _ROW_MULTIPLE = 128
+
+# Rows sorted by group and the groups' sizes, to the rows' products.
+GroupedProduct = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.library.custom_op("seamount::grouped_linear", mutates_args=())
@@ -42,6 +45,15 @@ def grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, sizes: Tens
     return grad_x, grad_weight
 
 
+@torch.library.custom_op("seamount::grouped_linear_grad_input", mutates_args=())
+def grouped_linear_grad_input(grad: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    """Gradient of `grouped_linear` with respect to x alone, of a weight that is frozen."""
+    grad_x = grad.new_empty(grad.shape[0], weight.shape[2])
+    for grad_rows, grad_x_rows, matrix in zip(*_split(sizes, grad, grad_x), weight, strict=True):
+        torch.mm(grad_rows, matrix, out=grad_x_rows)
+    return grad_x
+
+
 @torch.library.custom_op("seamount::spread_rows", mutates_args=())
 def spread_rows(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
     """Put row n of `x [N, K]` at `places[n]` of `[P, K]`; other rows, where `sources [P]` is -1, become zero."""
@@ -56,8 +68,24 @@ def collect_rows(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
 
 def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """As `reference.run_experts`."""
+    return run_grouped_experts(
+        x,
+        weights,
+        ids,
+        gate_up.shape[0],
+        lambda rows, sizes: grouped_linear(rows, gate_up, sizes),
+        lambda rows, sizes: grouped_linear(rows, down, sizes),
+    )
+
+
+def run_grouped_experts(
+    x: Tensor, weights: Tensor, ids: Tensor, num_experts: int, gate_up: GroupedProduct, down: GroupedProduct
+) -> Tensor:
+    """As `reference.run_experts`, with the two products given: of rows `[P, K]` that lie sorted by expert, `sizes [E]`
+    of each; rows behind the last group hold anything.
+    """
     num_tokens, num_chosen = ids.shape
-    num_experts, flat = gate_up.shape[0], ids.flatten()
+    flat = ids.flatten().long()
     counts = F.one_hot(flat, num_experts).sum(dim=0)
     sizes = (counts + _ROW_MULTIPLE - 1) // _ROW_MULTIPLE * _ROW_MULTIPLE
     # The n-th choice stands at its rank among its expert's choices, behind the padded rows of the experts before.
@@ -68,8 +96,8 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: 
     sources = torch.full((num_padded,), -1, device=x.device, dtype=order.dtype)
     sources = sources.scatter(0, places, torch.arange(order.shape[0], device=x.device))
     repeated = x.unsqueeze(1).expand(-1, num_chosen, -1).reshape(num_tokens * num_chosen, -1)
-    gate, up = grouped_linear(spread_rows(repeated, places, sources), gate_up, sizes).chunk(2, dim=-1)
-    terms = collect_rows(grouped_linear(F.silu(gate) * up, down, sizes), places, sources)
+    gate, up = gate_up(spread_rows(repeated, places, sources), sizes).chunk(2, dim=-1)
+    terms = collect_rows(down(F.silu(gate) * up, sizes), places, sources)
     terms = terms.unflatten(0, (num_tokens, num_chosen))
     return (terms.float() * weights.float().unsqueeze(-1)).sum(dim=1).to(x.dtype)
 
@@ -103,6 +131,11 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, sizes: Tensor) -> tuple[Tensor, T
     return torch.empty_like(x), torch.empty_like(weight)
 
 
+@grouped_linear_grad_input.register_fake
+def _(grad: Tensor, weight: Tensor, sizes: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[2])
+
+
 @spread_rows.register_fake
 def _(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
     return x.new_empty(sources.shape[0], x.shape[1])
@@ -114,11 +147,15 @@ def _(x: Tensor, places: Tensor, sources: Tensor) -> Tensor:
 
 
 def _keep_for_linear(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.save_for_backward(*inputs)
+    x, weight, sizes = inputs
+    # Of a frozen weight no gradient is formed, and then the rows are not needed again.
+    ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight, sizes)
 
 
-def _linear_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[no-untyped-def]
+def _linear_gradients(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:  # type: ignore[no-untyped-def]
     x, weight, sizes = ctx.saved_tensors
+    if x is None:
+        return grouped_linear_grad_input(grad.contiguous(), weight, sizes), None, None
     return *grouped_linear_backward(grad.contiguous(), x, weight, sizes), None
 
 

@@ -11,7 +11,7 @@ context lies.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -226,11 +226,12 @@ def route_softmax(
         weights `[T, A]` and expert ids `[T, A]`.
     """
     scores = logits.softmax(dim=-1)
+    ranking = scores.detach()  # the choice has no gradient
     if num_chosen_groups < num_groups:
-        best = scores.unflatten(-1, (num_groups, -1)).amax(dim=-1)
-        scores = scores.masked_fill(~_group_mask(best, num_chosen_groups, scores.shape[-1]), 0.0)
-    weights, ids = scores.topk(num_chosen, dim=-1)
-    return weights * scale, ids
+        best = ranking.unflatten(-1, (num_groups, -1)).amax(dim=-1)
+        ranking = ranking.masked_fill(~_group_mask(best, num_chosen_groups, ranking.shape[-1]), 0.0)
+    ids = ranking.topk(num_chosen, dim=-1).indices
+    return scores.gather(1, ids) * scale, ids
 
 
 def route_sigmoid(
@@ -254,13 +255,23 @@ def route_sigmoid(
         weights `[T, A]` and expert ids `[T, A]`.
     """
     scores = logits.sigmoid()
-    ranking = scores + bias
+    ranking = scores.detach() + bias  # the choice has no gradient
     if num_chosen_groups < num_groups:
         best = ranking.unflatten(-1, (num_groups, -1)).topk(2, dim=-1).values.sum(dim=-1)
         ranking = ranking.masked_fill(~_group_mask(best, num_chosen_groups, ranking.shape[-1]), float("-inf"))
     ids = ranking.topk(num_chosen, dim=-1).indices
     weights = scores.gather(1, ids)
     if normalize:
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
+    return weights * scale, ids
+
+
+def weigh_experts(
+    logits: Tensor, ids: Tensor, *, sigmoid: bool, normalize: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The weights that the routers above give experts `ids [T, A]`, whoever chose them; and the ids."""
+    weights = (logits.sigmoid() if sigmoid else logits.softmax(dim=-1)).gather(1, ids)
+    if sigmoid and normalize:
         weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
     return weights * scale, ids
 
@@ -274,13 +285,26 @@ def run_experts(x: Tensor, weights: Tensor, ids: Tensor, gate_up: Tensor, down: 
     Returns:
         `[T, C]` in x's dtype; a token's terms are added in fp32 in the order of `ids`, whatever else is in the batch.
     """
+    return run_each_expert(
+        x,
+        weights,
+        ids,
+        gate_up.shape[0],
+        lambda rows, expert: F.linear(swiglu(F.linear(rows, gate_up[expert])), down[expert]),
+    )
+
+
+def run_each_expert(
+    x: Tensor, weights: Tensor, ids: Tensor, num_experts: int, network: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """`run_experts` with the experts given as a function of rows `[N, C]` and an expert's number, to `[N, C]`."""
     num_tokens, num_chosen = ids.shape
     order = ids.flatten().argsort(stable=True)
-    counts = torch.bincount(ids.flatten(), minlength=gate_up.shape[0]).tolist()
+    counts = torch.bincount(ids.flatten(), minlength=num_experts).tolist()
     parts = []
     for expert, rows in enumerate(x[order // num_chosen].split(counts)):
         if rows.shape[0]:
-            parts.append(F.linear(swiglu(F.linear(rows, gate_up[expert])), down[expert]))
+            parts.append(network(rows, expert))
     flat = torch.cat(parts)
     terms = torch.empty_like(flat).index_copy(0, order, flat).unflatten(0, (num_tokens, num_chosen))
     return torch.einsum("tac,ta->tc", terms.float(), weights.float()).to(x.dtype)

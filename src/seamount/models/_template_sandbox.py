@@ -6,8 +6,8 @@ kernel after `cpu_s` seconds of processor time per message: no loop, large strin
 server. Must not import Seamount; knows only the standard library and Jinja.
 
 Messages both ways: 4 bytes of length (big endian), then JSON. In, once:
-{"template", "cpu_s", "memory", "max_chars"}; then per render {"variables", "now"}. Out: {"text"} or
-{"error": kind, "message"}.
+{"template", "cpu_s", "memory", "max_chars"}; then {"batch": [variables, ...], "now"}. Out: {"text"} or
+{"error": kind, "message"}; for a batch {"answers": [one of these for each]}.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _receive(stream: BinaryIO) -> Any:
     return json.loads(stream.read(struct.unpack(">I", header)[0]))
 
 
-def _send(stream: BinaryIO, answer: dict[str, str]) -> None:
+def _send(stream: BinaryIO, answer: dict[str, Any]) -> None:
     body = json.dumps(answer).encode()
     stream.write(struct.pack(">I", len(body)) + body)
     stream.flush()
@@ -192,18 +192,20 @@ def main() -> None:
     template: jinja2.Template = compiled["value"]
     while True:
         job = _receive(source)
-        _arm(order["cpu_s"])
         clock.now = datetime.fromisoformat(job["now"])
-        variables = job["variables"]
-        result = _attempt(lambda: template.render(**variables), is_render=True)  # noqa: B023
-        _arm(0)
-        text = result.get("value", "")
-        if "error" in result:
-            _send(sink, {"error": result["error"], "message": result["message"][:2000]})
-        elif len(text) > order["max_chars"]:
-            _send(sink, {"error": "limit", "message": f"it wrote more than {order['max_chars']} characters"})
-        else:
-            _send(sink, {"text": text})
+        _send(sink, {"answers": [_rendered(template, variables, order) for variables in job["batch"]]})
+
+
+def _rendered(template: jinja2.Template, variables: dict[str, Any], order: dict[str, Any]) -> dict[str, str]:
+    _arm(order["cpu_s"])
+    result = _attempt(lambda: template.render(**variables), is_render=True)
+    _arm(0)
+    if "error" in result:
+        return {"error": result["error"], "message": result["message"][:2000]}
+    text: str = result["value"]
+    if len(text) > order["max_chars"]:
+        return {"error": "limit", "message": f"it wrote more than {order['max_chars']} characters"}
+    return {"text": text}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .reasoning import REASONING_TAGS
 
 _MARKER_SHAPE = re.compile(r"<[|｜].*[|｜]>", re.DOTALL)
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)  # Unicode plane 15
+_PRIVATE = re.compile("[\U000f0000-\U0010ffff]")
 
 
 class MarkerGuard:
@@ -40,6 +41,7 @@ class MarkerGuard:
         markers.sort(key=len, reverse=True)
         self._marker = re.compile("|".join(map(re.escape, markers))) if markers else None
         self._prefixes = frozenset(text[:length] for text in markers for length in range(1, len(text)))
+        self._firsts = frozenset(text[0] for text in markers)
         self._longest = max(map(len, markers), default=0)
 
     def guard(self, *values: Any) -> tuple[tuple[Any, ...], dict[str, str]]:
@@ -52,7 +54,8 @@ class MarkerGuard:
         used: set[str] = set()
 
         def look(text: str) -> str:
-            used.update(char for char in text if ord(char) >= _PRIVATE_USE.start)
+            if not text.isascii():
+                used.update(_PRIVATE.findall(text))
             firsts.update(text[position] for position in self._positions(text))
             return text
 
@@ -75,7 +78,7 @@ class MarkerGuard:
 
     def _positions(self, text: str) -> list[int]:
         """Return where markers begin, one that the text's end (or trailing space) cuts off included."""
-        if self._marker is None:
+        if self._marker is None or not any(first in text for first in self._firsts):
             return []
         found = [match.start() for match in self._marker.finditer(text)]
         body = text.rstrip()

@@ -171,8 +171,8 @@ class LatentAttention(nn.Module):
         return self.o_proj(out.flatten(1), add_to=x)
 
     def up_projections(self) -> tuple[Tensor, Tensor]:
-        """What expands latents: to keys `[H, Dn, R]` and to values `[H, Dv, R]`; views of `kv_b_proj`."""
-        up = self.kv_b_proj.weight.unflatten(0, (self.num_heads, -1))
+        """What expands latents: to keys `[H, Dn, R]` and to values `[H, Dv, R]`; parts of `kv_b_proj`'s weight."""
+        up = self.kv_b_proj.whole_weight().unflatten(0, (self.num_heads, -1))
         up_key, up_value = up.split((self.latent.qk_nope_head_dim, self.latent.v_head_dim), dim=1)
         return up_key, up_value
 
@@ -190,13 +190,19 @@ class LatentAttention(nn.Module):
 
 
 class Router(nn.Module):
-    """Scores experts in fp32 and chooses `num_chosen` of them per token."""
+    """Scores experts in fp32 and chooses `num_chosen` of them per token.
+
+    Attributes:
+        pinned: `[T, A]` expert ids that are taken whatever the scores say; set by training where a layer is computed
+            again, else None.
+    """
 
     def __init__(self, hidden_size: int, config: ExpertsConfig) -> None:
         super().__init__()
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.num_experts, hidden_size))
         self.packed: kernels.PackedMatrix | None = None
+        self.pinned: Tensor | None = None
         self.e_score_correction_bias: Tensor
         if config.router == "sigmoid":
             self.register_buffer("e_score_correction_bias", torch.zeros(config.num_experts))
@@ -208,6 +214,9 @@ class Router(nn.Module):
         else:
             logits = kernels.router_logits(x, self.weight)
         c = self.config
+        if self.pinned is not None:
+            sigmoid = c.router == "sigmoid"
+            return kernels.weigh_experts(logits, self.pinned, sigmoid=sigmoid, normalize=c.normalize, scale=c.scale)
         if c.router == "softmax":
             return kernels.route_softmax(
                 logits,

@@ -56,6 +56,10 @@ class Linear(nn.Linear):
             out = kernels.swiglu(out)
         return out if add_to is None else add_to + out
 
+    def whole_weight(self) -> Tensor:
+        """The matrix that x is multiplied with, `[out_features, in_features]`, of a layer that is not packed."""
+        return self.weight
+
     def use_packed(self, matrix: kernels.PackedMatrix) -> None:
         """Multiply with `matrix` from now on and drop the parameters."""
         self.packed = matrix

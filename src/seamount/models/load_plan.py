@@ -17,6 +17,7 @@ import torch
 from seamount import kernels
 from seamount.core.errors import CheckpointError, UnsupportedModelError
 
+from .adapter import Adapter
 from .checkpoint import Checkpoint, StoredTensor, shown
 from .config import ModelConfig
 from .encoded import PLAIN, Encoded, Form, QuantizedLayer, form_of, is_all_zero
@@ -24,7 +25,7 @@ from .gguf import Gguf
 from .gguf_config import hf_config
 from .gguf_keymap import GgufEntry, gguf_entries
 from .keymap import Placement, is_ignored, placements, shared_copies
-from .locate import is_gguf
+from .locate import is_gguf, model_name
 from .pooling_config import is_embedding_folder
 from .quantized_config import ExpectedPart
 
@@ -54,6 +55,7 @@ class LoadPlan:
         places: by checkpoint key.
         scales: factors of FP8 weights, by the weight's key.
         encoded: what is not stored as plain numbers, or lies in a GGUF file, by checkpoint key.
+        adapter: what is added to the tensors while they are read, if anything.
     """
 
     config: ModelConfig
@@ -61,6 +63,34 @@ class LoadPlan:
     places: dict[str, Placement]
     scales: dict[str, StoredTensor]
     encoded: dict[str, Encoded]
+    adapter: Adapter | None = None
+
+    def with_adapter(self, adapter: Adapter, *, dequantize: bool = False) -> LoadPlan:
+        """The plan of the same network with an adapter's part added to its weights, in fp32 and before any rounding.
+
+        Args:
+            dequantize: whoever reads takes numbers, also where few bits are stored, and does not keep these bits.
+
+        Raises:
+            CheckpointError: the adapter belongs to another model.
+            UnsupportedModelError: it adds to weights that are stored in few bits.
+        """
+        adapter.check(self.config, _base_name(self.checkpoint.folder))
+        few = next((place.key for place in self.places.values() if self._is_in_few_bits(place, adapter)), None)
+        if few is not None and not dequantize:
+            raise UnsupportedModelError(
+                f"The adapter {adapter.folder} adds to {shown(few)}, which {self.checkpoint.folder} stores in few "
+                "bits: rounded to these again, most of the sum would be lost.",
+                hint="Use the adapter with the 16-bit checkpoint; or `seamount merge` both, and quantize the result.",
+            )
+        return dataclasses.replace(self, adapter=adapter)
+
+    def _is_in_few_bits(self, place: Placement, adapter: Adapter) -> bool:
+        return self.form_of(place.key) != PLAIN and adapter.touches(place)
+
+    def is_adapted(self, place: Placement) -> bool:
+        """Whether the adapter adds something to this tensor."""
+        return self.adapter is not None and self.adapter.touches(place)
 
     def without_mtp(self) -> LoadPlan:
         """The plan of the same network without its MTP blocks, which are then not read."""
@@ -78,8 +108,8 @@ class LoadPlan:
         return PLAIN if encoded is None else form_of(encoded)
 
     def dtype_of(self, place: Placement) -> torch.dtype:
-        """In which type a tensor is best held before it is rounded: its own, if that is a usual one."""
-        if place.key in self.encoded:
+        """In which type a tensor is best held before it is rounded: its own, if that is a usual one, and all of it."""
+        if place.key in self.encoded or self.is_adapted(place):
             return torch.float32
         stored = DTYPES[self.checkpoint.tensors[place.key].dtype]
         return stored if stored in (torch.bfloat16, torch.float16) else torch.float32
@@ -174,6 +204,12 @@ def _plan_gguf(path: Path, config: ModelConfig) -> LoadPlan:
     if unknown:
         raise _unknown(path, config, unknown)
     return LoadPlan(config, checkpoint, places, {}, {key: entries[key] for key in places})
+
+
+def _base_name(folder: Path) -> str:
+    """By which name adapters know the model of a folder; in a hub's cache the folder itself is named by a digest."""
+    whole = folder.resolve()
+    return whole.parent.parent.name.rpartition("--")[2] if whole.parent.name == "snapshots" else model_name(folder)
 
 
 class _Missing:

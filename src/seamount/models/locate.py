@@ -89,6 +89,8 @@ def _checked(folder: Path) -> Path:
         return folder
     nested = [name for name in names if (folder / name / "config.json").is_file()]
     hint = f"Did you mean {folder / nested[0]}?" if nested else "Give the folder that holds config.json and weights."
+    if "adapter_config.json" in names:
+        hint = f"It is an adapter: give its model's folder, and --adapter {folder}."
     raise CheckpointError(f"The folder {folder} has no config.json, so it is no checkpoint.", hint=hint)
 
 

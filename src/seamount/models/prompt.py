@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from seamount.core.errors import CheckpointError, ConfigError, ContextTooLongErr
 from seamount.core.sampling import SamplingParams
 
 from .builtin_templates import choose_template
+from .conversation import Conversation
 from .guard import MarkerGuard
 from .locate import is_gguf
 from .messages import begin_answer, check_beginning, prepare_messages, with_system_text
@@ -220,16 +223,7 @@ class PromptEncoder:
             check_beginning(prepared)
         (prepared, schemas, extra), literals = self._guard.guard(prepared, list(tools) if tools else None, extra)
         beginning = prepared.pop() if continue_final else None
-        if schemas and self.tool_format is not None and not self.template_takes_tools:
-            prepared = with_system_text(prepared, self.tool_format.system_text(schemas))
-        variables = {
-            **self._named_tokens,
-            "documents": None,
-            "add_generation_prompt": True,
-            **extra,
-            "messages": prepared,
-            "tools": schemas,
-        }
+        variables = self._variables(prepared, schemas, extra)
         text = template.render(variables)
         self._check_length(text, limit, param="messages", literals=literals)
         self._check_tools_are_kept(template, variables, text)
@@ -245,6 +239,43 @@ class PromptEncoder:
         if not token_ids:
             raise InvalidRequestError("The chat template makes an empty prompt of these messages.", param="messages")
         return EncodedPrompt(token_ids, text, starts_in_reasoning=starts_in_reasoning)
+
+    def open_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> Conversation:
+        """Check a conversation that ends with an answer and make it ready to be rendered in parts, for training.
+
+        Raises:
+            InvalidRequestError, ConfigError: as for `encode_chat`.
+        """
+        template = self._template_for(tools)
+        prepared = prepare_messages(messages, template.source)
+        (prepared, schemas), literals = self._guard.guard(prepared, list(tools) if tools else None)
+        fill = partial(self._variables, schemas=schemas)
+        chat = Conversation(template, prepared, literals, fill)
+        if any("tool_calls" in message or message["role"] == "tool" for message in prepared[:-1]):
+            self._check_tools_are_kept(template, chat.view(len(prepared) - 1, prompted=True))
+        return chat
+
+    def _variables(
+        self, prepared: Sequence[dict[str, Any]], schemas: Sequence[Mapping[str, Any]] | None, extra: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        if schemas and self.tool_format is not None and not self.template_takes_tools:
+            prepared = with_system_text(prepared, self.tool_format.system_text(schemas))
+        return {
+            **self._named_tokens,
+            "documents": None,
+            "add_generation_prompt": True,
+            **extra,
+            "messages": prepared,
+            "tools": schemas,
+        }
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change when the same conversation may become other tokens."""
+        said = [self._tokenizer.digest(), self._named_tokens, self._adds_bos, self.eos_token_ids]
+        said.append({name: template.source for name, template in self._templates.items()})
+        return blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def thinking_switches(self, *, on: bool) -> dict[str, bool] | None:
         """Return the template's arguments with which the model reasons before it answers, or does not.
@@ -318,7 +349,9 @@ class PromptEncoder:
         markers = {self._tokenizer.added_tokens[token_id] for token_id in self._tokenizer.marker_ids}
         return choose_format(self._templates.get("tool_use", self._templates["default"]).source, markers)
 
-    def _check_tools_are_kept(self, template: ChatTemplate, variables: Mapping[str, Any], text: str) -> None:
+    def _check_tools_are_kept(
+        self, template: ChatTemplate, variables: Mapping[str, Any], text: str | None = None
+    ) -> None:
         """Refuse a history with tool calls or results of which nothing arrives in the rendered text.
 
         Raises:
@@ -332,6 +365,7 @@ class PromptEncoder:
         if (knows_calls or not has_calls) and (knows_results or not has_results):
             return
         bare = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages if m["role"] != "tool"]
+        text = template.render(variables) if text is None else text
         if template.render({**variables, "messages": bare}) == text:
             raise InvalidRequestError(
                 "This model's chat template drops tool calls and tool results.",

@@ -1,8 +1,9 @@
 """Reads placed tensors, or rows of them, from checkpoint files into memory.
 
 Called by `models.loading` (into parameters) and, through it, by `models.packing` (into buffers that are then packed).
-Plain numbers are read in pieces straight to where they belong where types agree; FP8 blocks and what `models.encoded`
-describes are converted on the way. Nothing is mapped, and buffers stay small.
+What an adapter adds is added here, in fp32. Plain numbers are read in pieces straight to where they belong where types
+agree; FP8 blocks and what `models.encoded` describes are converted on the way. Nothing is mapped, and buffers stay
+small.
 """
 
 from __future__ import annotations
@@ -85,12 +86,36 @@ class Reader:
 
     def read(self, place: Placement, target: Tensor) -> None:
         """Read the whole tensor into `target` of its shape."""
+        if self._plan.is_adapted(place):
+            self._read_adapted(place, target.view(-1, place.shape[-1]))
+            return
         for piece in self._pieces(Part(place, 0, place.shape[0], 0), target):
             self.advance(piece.read())
 
     def read_part(self, part: Part, target: Weight) -> int:
-        """Read rows of a tensor into `target` of so many rows; returns the bytes read."""
-        return sum(self._threads.map(lambda piece: piece.read(), self._pieces(part, target)))
+        """Read rows of a tensor into `target` of so many rows, fp32 where they are adapted; returns the bytes read."""
+        num_bytes = sum(self._threads.map(lambda piece: piece.read(), self._pieces(part, target)))
+        adapter = self._plan.adapter
+        added = None if adapter is None else adapter.delta_rows(part.place, part.first_row, part.num_rows)
+        if added is not None:
+            if not isinstance(target, Tensor):
+                raise TypeError(f"{part.place.key} is adapted, and codes were asked for")
+            target += added
+        return num_bytes
+
+    def _read_adapted(self, place: Placement, target: Tensor) -> None:
+        """Read `[N, C]` rows through an fp32 buffer, so that weight and addition are rounded as one."""
+        step = max(_BUFFER_BYTES // (4 * target.shape[1]) // kernels.FP8_BLOCK, 1) * kernels.FP8_BLOCK
+        if place.key in self._plan.encoded:
+            step = target.shape[0]
+        for start in range(0, target.shape[0], step):
+            rows = target[start : start + step]
+            wide = torch.empty(rows.shape)
+            num_bytes = self.read_part(Part(place, start, rows.shape[0], 0), wide)
+            rows.copy_(wide)
+            if rows.dtype == torch.float16:
+                _check_range(rows, shown(place.key))
+            self.advance(num_bytes)
 
     def advance(self, num_bytes: int) -> None:
         """Count bytes as done and tell."""

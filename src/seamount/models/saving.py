@@ -1,14 +1,15 @@
 """Writes a network as a Hugging Face folder: config.json and model.safetensors under the official names.
 
 Called by training. The inverse of `models.loading`, along the same key map. Embedding and head are stored once: MTP
-blocks share them. It must not know how the weights came to be.
+blocks share them. `companions` are the files that a copy of a checkpoint needs beside those. It must not know how the
+weights came to be.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,22 @@ from torch import Tensor
 from seamount.core.errors import CheckpointError
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
+
+# Files of a checkpoint that speak of other weights, or are weights.
+_NOT_COPIED = (
+    ".safetensors",
+    ".index.json",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".gguf",
+    ".md",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+)
+_LARGEST_COPY = 256 * 2**20
 
 
 def save_folder(folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> int:
@@ -57,3 +74,16 @@ def save_folder(folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[st
     partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / "config.json")
     return weights.stat().st_size
+
+
+def companions(folder: Path, *, without: Collection[str] = ()) -> list[Path]:
+    """The small files beside a checkpoint's weights and config: tokenizer, templates, sampling defaults, licence."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.is_file()
+        and not path.name.startswith(".")
+        and path.name not in ("config.json", *without)
+        and not path.name.lower().endswith(_NOT_COPIED)
+        and path.stat().st_size <= _LARGEST_COPY
+    )

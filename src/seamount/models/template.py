@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from seamount.core.errors import CapacityError, CheckpointError, InvalidRequestError
+from seamount.core.errors import CapacityError, CheckpointError, InvalidRequestError, SeamountError
 
 from .sandbox import WALL_LIMIT_S, SandboxProcess
 
@@ -27,6 +27,8 @@ MEMORY_LIMIT_BYTES = 1 << 30
 MAX_TEXT_CHARS = 32 << 20
 MAX_TEMPLATE_CHARS = 1 << 20
 _SANDBOX = Path(__file__).with_name("_template_sandbox.py")
+# What one message to the child holds at most, so that a batch ends long before the wall clock runs out.
+_MESSAGE_RENDERS, _MESSAGE_CHARS = 64, 1 << 20
 
 
 class ChatTemplate:
@@ -76,16 +78,35 @@ class ChatTemplate:
                 limits.
             CapacityError: other renders have not ended within WALL_LIMIT_S.
         """
-        try:
-            job = json.dumps({"variables": variables, "now": datetime.now().isoformat()}).encode()
-        except (TypeError, ValueError, RecursionError) as cause:
-            raise InvalidRequestError(f"Messages, tools and template arguments must be JSON: {cause}.") from cause
+        return self._text(self._answers([_as_json(variables)])[0])
+
+    def render_many(self, batch: Sequence[Mapping[str, Any]]) -> list[str | SeamountError]:
+        """Return what `render` gives or raises for each of these variables; a message to the child for many of them.
+
+        Raises:
+            CheckpointError: the template does not compile.
+            CapacityError: as for `render`.
+        """
+        jobs = [_result_of(_as_json, variables) for variables in batch]
+        texts: list[str | SeamountError] = []
+        for message in _messages([job for job in jobs if isinstance(job, str)]):
+            answers = self._answers(message)
+            if len(message) > 1 and answers[0].get("error") == "ended":  # each by itself shows whose fault it is
+                answers = [self._answers([job])[0] for job in message]
+            texts += [_result_of(self._text, answer) for answer in answers]
+        rendered = iter(texts)
+        return [next(rendered) if isinstance(job, str) else job for job in jobs]
+
+    def _answers(self, jobs: Sequence[str]) -> list[dict[str, str]]:
+        message = f'{{"now": "{datetime.now().isoformat()}", "batch": [{", ".join(jobs)}]}}'.encode()
         with self._turn():
-            answer = self._ready_child().ask(job)
+            answer = self._ready_child().ask(message)
             if answer is None:
                 self._drop_child()
-                raise self._limit_error(f"it did not finish in {self._cpu_limit_s:g} s or ended its process")
-        return self._text(answer)
+                ended = f"it did not finish in {self._cpu_limit_s:g} s or ended its process"
+                return [{"error": "ended", "message": ended}] * len(jobs)
+        answers: list[dict[str, str]] = answer["answers"]
+        return answers
 
     def close(self) -> None:
         """End the child. The template can still be used; it starts another. Idempotent."""
@@ -141,7 +162,7 @@ class ChatTemplate:
                 hint="Check roles, content and tool calls; the model's template may not support one of them.",
                 param="messages",
             )
-        if kind == "limit":
+        if kind in ("limit", "ended"):
             raise self._limit_error(message)
         if kind == "security":
             raise CheckpointError(
@@ -155,3 +176,29 @@ class ChatTemplate:
             f"The chat template in {self.name} broke its limits: {problem}.",
             hint="It loops or writes without end for this input; mend or replace it.",
         )
+
+
+def _as_json(variables: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(variables)
+    except (TypeError, ValueError, RecursionError) as cause:
+        raise InvalidRequestError(f"Messages, tools and template arguments must be JSON: {cause}.") from cause
+
+
+def _result_of(function: Callable[[Any], str], value: Any) -> str | SeamountError:
+    try:
+        return function(value)
+    except SeamountError as error:
+        return error
+
+
+def _messages(jobs: Sequence[str]) -> Iterator[list[str]]:
+    """Cut jobs into messages: one, or as many as stay small together."""
+    held: list[str] = []
+    for job in jobs:
+        if held and (len(held) == _MESSAGE_RENDERS or sum(map(len, held)) + len(job) > _MESSAGE_CHARS):
+            yield held
+            held = []
+        held.append(job)
+    if held:
+        yield held

@@ -11,6 +11,8 @@ import codecs
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,40 @@ class TextTokenizer:
             InvalidRequestError: the text holds a lone surrogate.
         """
         return tuple(_encode(self._tokenizer, text, add_special_tokens=add_special_tokens, with_offsets=False).ids)
+
+    def encode_many(self, pieces: Sequence[tuple[str, dict[str, str]]], *, inside: bool) -> list[tuple[int, ...]]:
+        """Return what `encode_guarded` gives for each text and its literals, many at once.
+
+        Args:
+            inside: each text stands behind a marker in a longer one, not at the beginning.
+
+        Raises:
+            InvalidRequestError: as for `encode_guarded`.
+        """
+        lead = self._lead if inside else ""
+        plain = [lead + text for text, literals in pieces if not literals]
+        for text in plain:
+            utf8_length(text)
+        encodings = iter(self._tokenizer.encode_batch_fast(plain, add_special_tokens=False))
+        found = [
+            self.encode_guarded(lead + text, literals) if literals else tuple(next(encodings).ids)
+            for text, literals in pieces
+        ]
+        return [ids[1:] for ids in found] if lead else found
+
+    @cached_property
+    def _lead(self) -> str:
+        """A marker behind which text is encoded as behind any; empty where there is none."""
+        probe = " a\n b"
+        behind = self.encode_inside(probe)
+        for token_id, text in self.added_tokens.items():
+            if self.encode(text + probe, add_special_tokens=False) == (token_id, *behind):
+                return text
+        return ""
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change with the vocabulary or the way text is cut."""
+        return blake2b(self._tokenizer.to_str().encode(), digest_size=8).hexdigest()
 
     def count_beyond(self, text: str, limit: int, literals: Mapping[str, str] | None = None) -> int | None:
         """Return how many tokens the text has at least if these are more than `limit`; else None.

@@ -48,7 +48,7 @@ def describe_machine(device: torch.device) -> Machine:
     """Describe this machine and how torch is set up in this process, after the engine was built."""
     shown = f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
     return Machine(
-        processor=_processor(),
+        processor=hardware.processor_name(),
         device=shown,
         num_cores=hardware.default_threads(),
         num_threads=torch.get_num_threads(),
@@ -80,12 +80,3 @@ def peak_memory_bytes(device: torch.device) -> int:
         lines = []
     peaks = (int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
     return next(peaks, psutil.Process().memory_info().rss)
-
-
-def _processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    try:
-        lines = cpuinfo.read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()

@@ -39,7 +39,7 @@ def test_light_commands_import_nothing_heavy(arguments: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["chat", "generate", "serve", "eval", "inspect", "bench", "quantize"])
+@pytest.mark.parametrize("command", ["chat", "generate", "serve", "eval", "inspect", "bench", "quantize", "merge"])
 def test_the_help_of_no_command_loads_what_only_running_it_needs(command: str) -> None:
     program = (
         "import sys\n"

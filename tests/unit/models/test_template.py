@@ -298,3 +298,29 @@ def test_the_format_is_chosen_by_the_tokenizers_markers() -> None:
     assert choose("deepseek_v2", B) == "deepseek_v2"
     assert choose("llama", "[INST]") is None
     assert choose("mamba", U, A) is None
+
+
+def test_many_renders_are_what_each_gives_by_itself() -> None:
+    source = (
+        "{% if x == 'refuse' %}{{ raise_exception('no') }}{% endif %}"
+        "{% if x == 'loop' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}"
+        "<{{ x }}>"
+    )
+    template = ChatTemplate(source, "test", cpu_limit_s=0.2)
+    batch: list[dict[str, Any]] = [{"x": str(number)} for number in range(150)]
+    batch[3] = {"x": "refuse"}
+    batch[70] = {"x": "loop"}
+    batch[90] = {"x": object()}
+    found = template.render_many(batch)
+    assert [text for text in found if isinstance(text, str)] == [
+        f"<{number}>" for number in range(150) if number not in (3, 70, 90)
+    ]
+    assert isinstance(found[3], InvalidRequestError)
+    assert isinstance(found[70], CheckpointError)
+    assert isinstance(found[90], InvalidRequestError)
+    assert template.render_many([]) == []
+    template.close()
+    broken = ChatTemplate("{% if %}", "test")
+    with pytest.raises(CheckpointError, match="not valid Jinja"):
+        broken.render_many([{}, {}])
+    broken.close()

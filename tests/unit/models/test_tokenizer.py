@@ -229,3 +229,28 @@ def test_letters_in_the_middle_of_a_text_hold_no_markers(byte_level: TextTokeniz
 def test_markers_are_what_is_special_or_spelled_as_one(byte_level: TextTokenizer) -> None:
     names = {byte_level.added_tokens[i] for i in byte_level.marker_ids}
     assert names == {"<｜end▁of▁sentence｜>", "<think>", "</think>"}
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "sentencepiece"])
+def test_texts_behind_a_marker_are_encoded_as_in_the_whole(kind: str, request: pytest.FixtureRequest) -> None:
+    ours: TextTokenizer = request.getfixturevalue(kind)
+    end = ours.added_tokens[max(ours.special_ids)]
+    texts = ["a b", " a", "", f"b{end}a", "é\n", "\U000f0000a"]
+    pieces = [(text, {"\U000f0000": end[0]} if "\U000f0000" in text else {}) for text in texts]
+    inside = ours.encode_many(pieces, inside=True)
+    for (text, literals), ids in zip(pieces, inside, strict=True):
+        whole = ours.encode_guarded(f"{end}{text}", literals)
+        assert whole == (ours.token_id(end), *ids)
+    for (text, literals), ids in zip(pieces, ours.encode_many(pieces, inside=False), strict=True):
+        assert ids == ours.encode_guarded(text, literals)
+    with pytest.raises(InvalidRequestError):
+        ours.encode_many([("a", {}), ("\ud800", {})], inside=False)
+
+
+def test_the_digest_is_of_the_vocabulary(byte_level: TextTokenizer, tmp_path: Path) -> None:
+    again = TextTokenizer(tmp_path)
+    assert again.digest() == byte_level.digest()
+    changed = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    changed.add_tokens(["more"])
+    (tmp_path / "other").mkdir()
+    assert save(tmp_path / "other", changed).digest() != again.digest()

@@ -19,27 +19,13 @@ from typing import Any, Self
 
 from seamount.core.errors import CheckpointError, ConfigError
 from seamount.models.checkpoint import INDEX_NAME
+from seamount.models.saving import companions
 
 from .files import Entry, write_whole
 from .plan import Source
 
 REPORT_NAME = "quantization_report.json"
 _JOB = "job.json"
-# Files of a checkpoint that speak of other weights, or are weights.
-_NOT_COPIED = (
-    ".safetensors",
-    ".index.json",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".gguf",
-    ".md",
-    ".h5",
-    ".msgpack",
-    ".onnx",
-)
-_LARGEST_COPY = 256 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +52,10 @@ def job_digest(source: Source, arguments: Mapping[str, object], calibration: Pat
     found: dict[str, object] = {"arguments": dict(arguments)}
     found["calibration"] = None if calibration is None else _content_digest(calibration)
     weights = {path.name: _status(path) for path in source.checkpoint.files}
-    others = {path.name: _content_digest(path) for path in [source.folder / "config.json", *_companions(source.folder)]}
+    others = {
+        path.name: _content_digest(path)
+        for path in [source.folder / "config.json", *companions(source.folder, without=(REPORT_NAME,))]
+    }
     found |= {"weights": weights, "others": others}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
@@ -167,7 +156,7 @@ class WorkFolder:
         if "num_nextn_predict_layers" in config:
             config["num_nextn_predict_layers"] = source.config.num_mtp_layers
         write_whole(self.folder / "config.json", _json(config))
-        for path in _companions(source.folder):
+        for path in companions(source.folder, without=(REPORT_NAME,)):
             write_whole(self.folder / path.name, path.read_bytes())
         templates = source.folder / "chat_templates"
         if templates.is_dir():
@@ -211,19 +200,6 @@ def check_output(output: Path) -> None:
 def bytes_on_disk(folder: Path) -> int:
     """Size of all files under a folder; 0 where there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _companions(folder: Path) -> list[Path]:
-    """The small files beside the weights: tokenizer, templates, sampling defaults, licence."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name not in ("config.json", REPORT_NAME)
-        and not path.name.lower().endswith(_NOT_COPIED)
-        and path.stat().st_size <= _LARGEST_COPY
-    )
 
 
 def _content_digest(path: Path) -> str:

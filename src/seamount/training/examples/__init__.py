@@ -1,0 +1,1 @@
+"""Records of users, and the examples that training makes of them."""

@@ -1,0 +1,1 @@
+"""Examples as training reads them: in memory or on disk, in an order, packed into micro-batches."""

@@ -1,0 +1,67 @@
+"""Muon: what changes the matrices of a network that is trained from nothing or nearly so. Called by `optimizer`.
+
+It replaces a matrix's momentum by the nearest orthogonal matrix (Jordan et al., 2024), at the size of Adam's updates,
+so that one learning rate serves both (Liu et al., 2025, arXiv 2502.16982). It must not know the loss.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from seamount.training.pretraining.optimizer import orthogonalize
+
+_MOMENTUM = 0.95
+_SCALE = 0.2
+
+
+class Muon:
+    """Updates matrices in place from their `grad`.
+
+    Args:
+        matrices: fp32, by parameter name: 2D, or stacks of such in 3D.
+        weight_decay: decoupled.
+
+    Attributes:
+        momentum: by parameter name; live tensors, which a checkpoint must hold.
+    """
+
+    def __init__(self, matrices: Mapping[str, Tensor], weight_decay: float) -> None:
+        self._matrices, self._weight_decay = dict(matrices), weight_decay
+        self.momentum = {name: torch.zeros_like(matrix) for name, matrix in self._matrices.items()}
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Apply the gradients; matrices without one stay as they are."""
+        by_shape: dict[torch.Size, list[str]] = defaultdict(list)
+        for name, matrix in self._matrices.items():
+            if matrix.grad is not None:
+                self.momentum[name].lerp_(matrix.grad, 1 - _MOMENTUM)
+                by_shape[_split(name, matrix).shape[-2:]].append(name)
+        for names in by_shape.values():  # matrices of one shape are made orthogonal together
+            self._update(names, learning_rate)
+
+    def _update(self, names: list[str], learning_rate: float) -> None:
+        # Nesterov: a step further than the momentum is.
+        parts = [_split(name, self._gradient(name).lerp(self.momentum[name], _MOMENTUM)) for name in names]
+        updates = orthogonalize(torch.cat(parts))
+        scale = _SCALE * max(updates.shape[-2:]) ** 0.5
+        for name, update in zip(names, updates.split([len(part) for part in parts]), strict=True):
+            matrix = self._matrices[name]
+            matrix.mul_(1 - learning_rate * self._weight_decay)
+            matrix.sub_(update.reshape(matrix.shape), alpha=learning_rate * scale)
+
+    def _gradient(self, name: str) -> Tensor:
+        gradient = self._matrices[name].grad
+        if gradient is None:
+            raise ValueError(f"{name} has no gradient")
+        return gradient
+
+
+def _split(name: str, tensor: Tensor) -> Tensor:
+    """`[N, R, C]`: the matrices that a parameter consists of; the network stores gate and up as one."""
+    rows, columns = tensor.shape[-2:]
+    return tensor.reshape(-1, rows // 2 if "gate_up_proj" in name else rows, columns)

@@ -1,0 +1,393 @@
+"""A tuning run from its recipe to its report: the composition root behind `FineTuningPipeline` and `seamount tune`.
+
+It reads as a run goes: data, network, steps, result, accuracy before and after, report. Whatever is shown meanwhile is
+told to a `Watcher`. A run that was stopped goes on from its newest checkpoint; what was scored before is not scored
+again.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from seamount.core.errors import ConfigError
+from seamount.models.locate import model_name
+from seamount.models.prompt import PromptEncoder
+
+from .distributed import RankFailedError, World, failure_of_others, forget_failures, note_failure
+from .log import RunLog
+from .network import Tuned, open_network, tunable, write_result
+from .prepare import Prepared, prepare
+from .recipe import TuneRecipe
+from .report import write_report
+from .scoring import Score, questions, score
+from .state import CheckpointStore
+from .surroundings import surroundings
+from .trainer import EvaluationRecord, Objective, Position, StepRecord, Trainer
+
+Resume = int | Literal["auto", "never"]
+MakeObjective = Callable[[Prepared, World], Objective]
+_SCORES, _FACTS, _RECIPE = "scores.json", "facts.json", "recipe.yaml"
+
+
+class Watcher(Protocol):
+    """What a run tells while it goes on."""
+
+    def stage(self, text: str) -> None:
+        """Something begins that takes a while."""
+
+    def loading(self, done: int, total: int) -> None:
+        """Bytes of the model that have been read."""
+
+    def began(self, tuned: Tuned, data: Prepared, trainer: Trainer) -> None:
+        """The steps begin; `trainer.stop_requested` ends them early."""
+
+    def step(self, record: StepRecord) -> None:
+        """A step is done."""
+
+    def evaluation(self, record: EvaluationRecord) -> None:
+        """The evaluation examples were looked at."""
+
+    def scoring(self, done: int, total: int) -> None:
+        """So many evaluation examples were answered."""
+
+
+class Silent(Watcher):
+    """Watches and says nothing."""
+
+    def stage(self, text: str) -> None: ...
+    def loading(self, done: int, total: int) -> None: ...
+    def began(self, tuned: Tuned, data: Prepared, trainer: Trainer) -> None: ...
+    def step(self, record: StepRecord) -> None: ...
+    def evaluation(self, record: EvaluationRecord) -> None: ...
+    def scoring(self, done: int, total: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What came out of a run.
+
+    Attributes:
+        folder: of the run.
+        result: the adapter's or the model's folder; None if the run was stopped before its end, and on ranks but the
+            first.
+        step, num_steps: done, and of the whole run.
+        loss, evaluation_loss: the last ones; None where there was none.
+        before, after: accuracy on evaluation examples, 0 to 1; None where none were scored.
+        report: the HTML report.
+    """
+
+    folder: Path
+    result: Path | None
+    step: int
+    num_steps: int
+    loss: float | None
+    evaluation_loss: float | None
+    before: float | None
+    after: float | None
+    report: Path | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.step == self.num_steps
+
+
+class FineTuningPipeline:
+    """Tune a model on records: `FineTuningPipeline(model=..., data_loader=..., learning_rate=1e-5, epochs=10).run()`.
+
+    Args:
+        model: name of an embedded model, or a folder.
+        data_loader: files, an iterable of dicts, or a torch DataLoader; docs/tuning-data.md lists the formats.
+        evaluation: held-out records, likewise; None: see `data.evaluation_share`.
+        output: the run's folder; None is `runs/` and the model's name.
+        method: `full`, `lora` or `qlora`.
+        sections: of the recipe, as dicts: `batch={"examples": 32}`, `optimizer={...}`, `adapter={...}`, `seed=1`.
+
+    Raises:
+        ConfigError: a field is wrong or unknown.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "seamount-tiny",
+        data_loader: Any = None,
+        *,
+        learning_rate: float = 1e-5,
+        epochs: float = 10,
+        evaluation: Any = None,
+        output: str | Path | None = None,
+        method: Literal["full", "lora", "qlora"] = "full",
+        **sections: Any,
+    ) -> None:
+        if method not in ("full", "lora", "qlora"):
+            raise ConfigError(f"There is no method {method!r}.", hint="Methods are full, lora and qlora.")
+        given = {name: dict(value) if isinstance(value, Mapping) else value for name, value in sections.items()}
+        given["optimizer"] = {"learning_rate": learning_rate, **given.get("optimizer", {})}
+        given["schedule"] = {"epochs": epochs, **given.get("schedule", {})}
+        if method == "full":
+            given["adapter"] = None
+        else:
+            given["adapter"] = {"method": method, **(given.get("adapter") or {})}
+        name = model_name(tunable(str(model)))
+        fields = {"model": str(model), "output": str(output or Path("runs") / name), **given}
+        self.recipe = TuneRecipe.checked(fields, where="FineTuningPipeline")
+        self._data, self._evaluation = _paths(data_loader), _paths(evaluation)
+
+    def run(self, *, resume: Resume = "auto", watcher: Watcher | None = None) -> TuneResult:
+        """Run to the end; goes on where an earlier run of the same output folder was stopped.
+
+        Raises:
+            SeamountError: see `tune`.
+        """
+        return tune(self.recipe, train=self._data, evaluation=self._evaluation, resume=resume, watcher=watcher)
+
+
+def tune(
+    recipe: TuneRecipe,
+    *,
+    train: Any = None,
+    evaluation: Any = None,
+    objective: MakeObjective | None = None,
+    resume: Resume = "auto",
+    watcher: Watcher | None = None,
+) -> TuneResult:
+    """Run a recipe.
+
+    Args:
+        train, evaluation: records that are handed over in place of the recipe's files.
+        objective: makes what is minimised, once the data is there; None is the loss that the recipe says.
+        resume: `auto` goes on from the newest checkpoint where there is one; a number from that step's; `never` refuses
+            a folder that holds checkpoints.
+
+    Raises:
+        ConfigError: the recipe, the data or the output folder does not fit.
+        CheckpointError: a checkpoint is damaged, or of another run.
+        RankFailedError: another rank failed.
+    """
+    watcher = watcher or Silent()
+    world = World.join(recipe.device)
+    recipe.output.mkdir(parents=True, exist_ok=True)
+    run = _Run(recipe, world, watcher if world.is_main else Silent(), objective)
+    try:
+        return run.go(train, evaluation, resume)
+    except RuntimeError as error:
+        if (failure := run.broken(error)) is not None:
+            raise failure from error
+        note_failure(recipe.output, world, error)
+        raise
+    except BaseException as error:
+        note_failure(recipe.output, world, error)
+        raise
+    finally:
+        world.leave()
+
+
+class _Run:
+    def __init__(
+        self, recipe: TuneRecipe, world: World, watcher: Watcher, objective: MakeObjective | None = None
+    ) -> None:
+        self._recipe, self._world, self._watcher, self._objective = recipe, world, watcher, objective
+        self._folder = recipe.output
+        self._loss: float | None = None
+        self._before: Score | None = None
+        self._after: Score | None = None
+        self._trainer: Trainer | None = None
+        self._position, self._num_steps = Position(), 0
+
+    def go(self, train: Any, evaluation: Any, resume: Resume) -> TuneResult:
+        recipe, watcher, saving = self._recipe, self._watcher, self._recipe.saving
+        store = CheckpointStore(self._folder / "checkpoints", full_every=saving.full_every, keep=saving.keep)
+        start = _start(store, resume, self._folder)
+        watcher.stage("Reading the data")
+        encoder = PromptEncoder.from_folder(tunable(recipe.model))
+        try:
+            data = prepare(recipe.data, encoder, recipe.seed, train=train, evaluation=evaluation)
+            self._score_before(encoder, data)
+        finally:
+            encoder.close()
+        result = self._train(data, store, start)
+        gc.collect()  # the network, before the engine loads what came out
+        if result is not None:
+            self._score_after(result, data)
+            write_report(self._folder, self._folder / "report.html")
+        self._world.wait()
+        return self._result(result)
+
+    def _train(self, data: Prepared, store: CheckpointStore, start: int | None) -> Path | None:
+        """Do the steps; return what was written, on the main rank and at the run's end."""
+        recipe, world, watcher = self._recipe, self._world, self._watcher
+        watcher.stage("Loading the model")
+        tuned = open_network(recipe, world.device, watcher.loading)
+        if world.is_main:
+            forget_failures(self._folder)
+            self._write_facts(tuned, data)
+            store.rewind(start or 0)
+        log = self._open_log(start)
+        self._trainer = trainer = Trainer(
+            recipe,
+            tuned.model,
+            data.train,
+            world=world,
+            evaluation=data.evaluation,
+            objective=None if self._objective is None else self._objective(data, world),
+            store=store,
+            on_step=partial(self._on_step, log),
+            on_evaluation=partial(self._on_evaluation, log),
+        )
+        self._position, self._num_steps = trainer.position, trainer.num_steps
+        finished = False
+        try:
+            if start is not None:
+                trainer.restore(start)
+                self._position = trainer.position
+            watcher.began(tuned, data, trainer)
+            trainer.run()
+            finished = trainer.position.step == trainer.num_steps
+            weights = trainer.final_weights() if finished else {}
+        finally:
+            if log is not None:
+                log.close(finished=finished)
+        self._trainer = None
+        if not finished or not world.is_main:
+            return None
+        watcher.stage("Writing the result")
+        return write_result(recipe, tuned, weights, self._folder)
+
+    def _result(self, result: Path | None) -> TuneResult:
+        position = self._position
+        return TuneResult(
+            folder=self._folder,
+            result=result,
+            step=position.step,
+            num_steps=self._num_steps,
+            loss=self._loss,
+            evaluation_loss=position.evaluation_loss,
+            before=None if self._before is None else self._before.accuracy,
+            after=None if self._after is None else self._after.accuracy,
+            report=None if result is None else self._folder / "report.html",
+        )
+
+    def broken(self, error: RuntimeError) -> RankFailedError | None:
+        """Another rank is gone, if it is that: keep what is whole here, and say who failed."""
+        failure = failure_of_others(self._folder, self._world, error)
+        if failure is not None and self._world.is_main and self._trainer is not None and self._recipe.strategy == "ddp":
+            self._trainer.save()
+        return failure
+
+    def _on_step(self, log: RunLog | None, record: StepRecord) -> None:
+        self._loss = record.loss
+        if log is not None:
+            log.step(asdict(record))
+        self._watcher.step(record)
+
+    def _on_evaluation(self, log: RunLog | None, record: EvaluationRecord) -> None:
+        if log is not None:
+            log.evaluation(asdict(record))
+        self._watcher.evaluation(record)
+
+    def _open_log(self, start: int | None) -> RunLog | None:
+        if not self._world.is_main:
+            return None
+        tracking = self._recipe.tracking
+        log = RunLog(
+            self._folder,
+            tensorboard=tracking.tensorboard,
+            mlflow=tracking.mlflow,
+            recipe=self._recipe.model_dump(mode="json"),
+            tell=self._watcher.stage,
+        )
+        log.rewind(start or 0)
+        return log
+
+    def _score_before(self, encoder: PromptEncoder, data: Prepared) -> None:
+        most = self._recipe.data.scored
+        if data.evaluation is None or not most or not self._world.is_main:
+            return
+        known, asked_of = self._folder / _SCORES, f"{self._recipe.model} {data.evaluation.digest} {most}"
+        if known.exists():
+            held = json.loads(known.read_text(encoding="utf-8"))
+            if held["asked_of"] == asked_of:
+                self._before = Score(**held["before"])
+                return
+        self._watcher.stage("Answering evaluation examples before the run")
+        self._before = self._score(None, encoder, data)
+        self._write(_SCORES, {"asked_of": asked_of, "before": asdict(self._before)})
+
+    def _score_after(self, result: Path, data: Prepared) -> None:
+        if self._before is None:
+            return
+        self._watcher.stage("Answering evaluation examples after the run")
+        self._after = self._score(result, None, data)
+        held = json.loads((self._folder / _SCORES).read_text(encoding="utf-8"))
+        self._write(_SCORES, held | {"after": asdict(self._after)})
+
+    def _score(self, result: Path | None, encoder: PromptEncoder | None, data: Prepared) -> Score:
+        from seamount.engine.llm import LLM
+
+        recipe, options = self._recipe, dict[str, Any]()
+        model = recipe.model
+        if result is not None and recipe.adapter is not None:
+            options["adapter"] = str(result)
+        elif result is not None:
+            model = str(result)
+        llm = LLM(model, max_model_len=recipe.data.max_length + 512, **options)
+        if data.evaluation is None:
+            raise ConfigError("There is no evaluation data.")
+        asked = questions(data.evaluation, recipe.data.scored)
+        try:
+            return score(llm, encoder or llm.prompt_encoder, asked, on_progress=self._watcher.scoring)
+        finally:
+            del llm
+            gc.collect()
+
+    def _write_facts(self, tuned: Tuned, data: Prepared) -> None:
+        (self._folder / _RECIPE).write_text(self._recipe.to_yaml(), encoding="utf-8")
+        self._write(
+            _FACTS,
+            {
+                "model": self._recipe.model,
+                "num_weights": tuned.num_weights,
+                "groups": tuned.groups,
+                "precision": str(tuned.dtype).removeprefix("torch."),
+                "data": dict(data.facts),
+                "ranks": self._world.size,
+                "device": str(self._world.device),
+                "threads": torch.get_num_threads(),
+                **surroundings(self._world.device),
+            },
+        )
+
+    def _write(self, name: str, value: object) -> None:
+        partial_path = self._folder / f"{name}.tmp"
+        partial_path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(partial_path, self._folder / name)
+
+
+def _start(store: CheckpointStore, resume: Resume, folder: Path) -> int | None:
+    steps = store.steps()
+    if resume == "never":
+        if steps:
+            raise ConfigError(
+                f"{folder} holds a run already.", hint="Choose another output, or go on with --resume auto."
+            )
+        return None
+    if resume == "auto":
+        return steps[-1] if steps else None
+    return resume
+
+
+def _paths(source: Any) -> Any:
+    if isinstance(source, str | Path):
+        return (Path(source),)
+    if isinstance(source, list | tuple) and source and all(isinstance(part, str | Path) for part in source):
+        return tuple(Path(part) for part in source)
+    return source

@@ -1,0 +1,108 @@
+"""Exact match of a model's answers to held-out examples: what "before" and "after" of a run compare.
+
+Called by `pipeline` and by `seamount eval --data`. An answer is what stands behind the reasoning, if any; JSON is
+compared as JSON. It must not know how tokens are generated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from seamount.core.sampling import SamplingParams
+from seamount.training.evaluate import Encoder, Generated
+from seamount.training.examples.example import Example
+from seamount.training.shards.dataset import Dataset
+
+_THINK_END = "</think>"
+_SPARE_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out example: the prompt, and the answer that was wanted, both as tokens."""
+
+    prompt: tuple[int, ...]
+    wanted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How many answers were right."""
+
+    num_right: int
+    num_items: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers, 0 to 1."""
+        return self.num_right / self.num_items if self.num_items else 0.0
+
+
+class Generator(Protocol):
+    """What continues prompts, with a count of those that are done; `engine.llm.LLM` is one."""
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        sampling: SamplingParams,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Sequence[Generated]: ...
+
+
+def questions(data: Dataset, most: int) -> list[Question]:
+    """At most so many questions of a data set, spread over it evenly; of each the last trained stretch is wanted."""
+    chosen = np.linspace(0, len(data) - 1, min(most, len(data))).round().astype(int)
+    return [_question(data.example(int(index))) for index in chosen]
+
+
+def _question(example: Example) -> Question:
+    trained = np.flatnonzero(example.trained)
+    end = int(trained[-1]) + 1
+    gaps = np.flatnonzero(np.diff(trained) > 1)
+    start = int(trained[gaps[-1] + 1] if len(gaps) else trained[0])
+    tokens = example.token_ids.tolist()
+    return Question(tuple(tokens[:start]), tuple(tokens[start:end]))
+
+
+def score(
+    generator: Generator,
+    encoder: Encoder,
+    asked: Sequence[Question],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Answer all questions greedily, and count the right answers."""
+    if not asked:
+        return Score(0, 0)
+    longest = max(len(question.wanted) for question in asked) + _SPARE_TOKENS
+    sampling = SamplingParams(max_tokens=longest, temperature=0.0)
+    answers = generator.generate([list(question.prompt) for question in asked], sampling, on_progress=on_progress)
+    num_right = sum(
+        same_answer(
+            encoder.decode(answer.token_ids, skip_special_tokens=False),
+            encoder.decode(question.wanted, skip_special_tokens=False),
+        )
+        for question, answer in zip(asked, answers, strict=True)
+    )
+    return Score(num_right, len(asked))
+
+
+def same_answer(text: str, wanted: str) -> bool:
+    """Whether a raw answer says what the wanted one says, behind the reasoning; JSON in any spelling is the same."""
+    first, second = (_final(part) for part in (text, wanted))
+    if first == second:
+        return True
+    try:
+        return json.dumps(json.loads(first), sort_keys=True) == json.dumps(json.loads(second), sort_keys=True)
+    except ValueError:
+        return False
+
+
+def _final(text: str) -> str:
+    return text.rpartition(_THINK_END)[2].strip()
