@@ -87,16 +87,19 @@ def train(arm: str, args: argparse.Namespace, shards: Path) -> dict[str, Any]:
             own.write_text(recipe.tuning(student).to_yaml(), encoding="utf-8")
             words = ["tune", str(own)]
         started = time.monotonic()
-        result = json.loads(run([*words, "--json"], args.folder / f"{arm}.log"))
-        told = {"seconds": time.monotonic() - started, "loss": result.get("run", result)["loss"]}
-        told |= {"weights": weights(student), "teacher_weights": weights(teacher())}
+        run(words, args.folder / f"{arm}.log")
+        told = {
+            "seconds": time.monotonic() - started,
+            "weights": weights(student),
+            "teacher_weights": weights(teacher()),
+        }
         done.write_text(json.dumps(told), encoding="utf-8")
     found: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
     return found | {"skills": skills(args, str(output / "model"), arm)}
 
 
 def begin(recipe: Any, folder: Path, *, at_random: bool) -> Path:
-    """The folder of a student that has learned nothing yet: what the recipe makes, or that network from random weights."""
+    """A student that has learned nothing yet: what the recipe makes, or that network from random weights."""
     from seamount.training.distillation.recipe import StudentSection
     from seamount.training.distillation.student import make_student
 
@@ -127,7 +130,7 @@ def skills(args: argparse.Namespace, model: str, name: str) -> dict[str, float]:
     kept = args.folder / f"scores-{name}-{args.items}.json"
     if not kept.exists():
         log = args.folder / f"scores-{name}.log"
-        kept.write_text(run(["eval", model, "--json", "--items", str(args.items)], log), encoding="utf-8")
+        run(["eval", model, "--json", "--items", str(args.items)], log, into=kept)
     found: dict[str, list[int]] = {}
     for cell in json.loads(kept.read_text(encoding="utf-8"))["cells"]:
         right, total = found.get(cell["skill"], [0, 0])
@@ -135,11 +138,15 @@ def skills(args: argparse.Namespace, model: str, name: str) -> dict[str, float]:
     return {name: right / total for name, (right, total) in found.items()}
 
 
-def run(words: list[str], log: Path) -> str:
-    """Run a `seamount` command, which says in the log how far it is; returns what it printed."""
+def run(words: list[str], log: Path, into: Path | None = None) -> None:
+    """Run a `seamount` command, which says in the log how far it is; what it prints stands in `into`, or there too."""
+    command = [sys.executable, "-m", "seamount", *words]
     with open(log, "a", encoding="utf-8") as file:
-        command = [sys.executable, "-m", "seamount", *words]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=file, text=True).stdout
+        if into is None:
+            subprocess.run(command, check=True, stdout=file, stderr=file)
+            return
+        printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=file, text=True).stdout
+    into.write_text(printed, encoding="utf-8")
 
 
 def table(told: dict[str, Any]) -> str:

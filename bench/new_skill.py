@@ -20,20 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+MONTHS = [f"{datetime(2000, month, 1):%B}" for month in range(1, 13)]
 NUMERALS = "一二三四五六七八九十"
 ASKED = {
     "en": (

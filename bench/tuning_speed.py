@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--micro-tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--targets", default="attention,dense,shared")
+    parser.add_argument("--targets", default="linear")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=3)

@@ -217,6 +217,60 @@ def test_a_file_that_a_batch_reads_stays_until_its_end(batches, clock):
     assert batches.get("bank", batch.id).errors == (LineError("empty_file", "一", None, None),)
 
 
+@pytest.mark.parametrize("way", ["delete", "sweep"])
+def test_a_file_is_taken_or_removed_and_never_both(batches, open_one, clock, way):
+    """Whoever comes second waits for the first one's end, and is told what that one did."""
+    file = send(batches.files, "{}\n", lifetime_s=60)
+    other = FileStore(open_one(busy_timeout_s=60), 10_000, clock)
+    is_held, may_go = threading.Event(), threading.Event()
+    hold = batches.files.hold
+
+    def hold_long(run, tenant, file_id):
+        found = hold(run, tenant, file_id)
+        is_held.set()
+        may_go.wait()
+        return found
+
+    def remove() -> object:
+        if way == "sweep":
+            late = FileStore(other.database, 10_000, Clock(clock.now_s + 60))
+            return late.sweep()
+        with pytest.raises(InvalidRequestError) as caught:
+            other.delete("bank", file.id)
+        return caught.value.code
+
+    batches.files.hold = hold_long
+    with ThreadPoolExecutor(2) as pool:
+        taking = pool.submit(add, batches, input_file_id=file.id)
+        is_held.wait()
+        removing = pool.submit(remove)
+        # Not by waiting for it: that it waits is what makes it right, and cannot be seen from outside.
+        may_go.set()
+        batch = taking.result()
+        assert removing.result() in ("file_in_use", 0, 1)
+    assert batches.files.lines(file.id, 0) == Lines(1, "{}\n")
+    assert batches.get("bank", batch.id).input_file_id == file.id
+
+
+def test_a_file_is_taken_or_deleted_whoever_comes_first(batches, open_one, clock):
+    other = FileStore(open_one(busy_timeout_s=60), 10_000, clock)
+    for _ in range(8):
+        file, barrier = send(batches.files, "{}\n"), threading.Barrier(2)
+
+        def both(work, file=file, barrier=barrier) -> bool:
+            barrier.wait()
+            try:
+                work(file)
+            except (InvalidRequestError, NotFoundError):
+                return False
+            return True
+
+        with ThreadPoolExecutor(2) as pool:
+            taken = pool.submit(both, lambda file: add(batches, input_file_id=file.id))
+            deleted = pool.submit(both, lambda file: other.delete("bank", file.id))
+            assert taken.result() is not deleted.result()
+
+
 def test_one_lease_is_one_servers(batches, open_one, clock):
     made = {add(batches, tenant=f"t{number}").id for number in range(8)}
     servers = [BatchStore(open_one(busy_timeout_s=60), batches.files, clock) for _ in range(4)]

@@ -85,8 +85,10 @@ def test_a_place_where_no_file_can_be_made_is_named(tmp_path: Path):
 
 
 def test_a_folder_in_the_files_place_is_told(tmp_path: Path):
-    with pytest.raises(StateUnavailableError, match=str(tmp_path)):
+    with pytest.raises(StateUnavailableError) as caught:
         open_state(str(tmp_path))
+    assert caught.value.private == str(tmp_path)
+    assert str(tmp_path) not in str(caught.value)  # which whoever asks the server is told
 
 
 def test_without_a_setting_the_file_is_in_the_data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -107,6 +107,17 @@ def test_scripts_get_every_field(database, capsys):
     assert f"{added['id']} of bank opens nothing since {revoked['revoked']}" in capsys.readouterr().out
 
 
+def test_whoever_revokes_the_last_administrator_is_told(database, capsys):
+    first = run_json(capsys, "init", "--database", database)["id"]
+    second = run_json(capsys, "keys", "add", "--admin", "--database", database)["id"]
+    plain = run_json(capsys, "keys", "add", "--database", database)["id"]
+    told = []
+    for key_id in (plain, first, second):
+        assert main(["keys", "revoke", key_id, "--database", database]) == 0
+        told.append("last administrator" in capsys.readouterr().err)
+    assert told == [False, False, True]
+
+
 def test_people_get_a_table_without_secrets(database, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # of a terminal: in a pipe nothing is folded
     run_json(capsys, "init", "--database", database)

@@ -72,6 +72,25 @@ async def test_json_object(api):
         assert isinstance(json.loads(answer.choices[0].text), dict)
 
 
+async def test_an_answer_that_the_caller_begins_goes_on_within_its_shape(api):
+    async def chat(beginning: str, **more) -> str:
+        messages = [{"role": "user", "content": "A point: "}, {"role": "assistant", "content": beginning}]
+        asked = {"model": "small", "messages": messages, "max_tokens": 400, "seed": 5, "response_format": FORMAT} | more
+        answer = await api.chat.completions.create(**asked)
+        assert answer.choices[0].finish_reason == "stop"
+        return answer.choices[0].message.content
+
+    begun = '{"x": 7, "'
+    value = json.loads(begun + await chat(begun))
+    assert value["x"] == 7 and set(value) == {"x", "on"}
+    for wrong in ("Here you are: {", '{"x": 77', '{"x": 7, "on": true}'):
+        with pytest.raises(openai.BadRequestError, match="beginning") as caught:
+            await chat(wrong)
+        assert caught.value.param == "messages"
+        # A part of the conversation, it begins nothing.
+        assert set(json.loads(await chat(wrong, extra_body={"continue_final_message": False}))) == {"x", "on"}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("more", "param", "words"),

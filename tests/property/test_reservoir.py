@@ -14,8 +14,7 @@ from seamount.training.continual.reservoir import Reservoir
 def test_what_is_kept_does_not_depend_on_how_the_stream_was_cut(size: int, seed: int, parts: list[int]) -> None:
     cut = Reservoir[int](size, seed)
     for part in parts:
-        seen = cut.num_seen
-        cut = cut.extended(part, lambda index, seen=seen: seen + index)
+        cut = cut.extended(part, range(cut.num_seen, cut.num_seen + part).__getitem__)
     total = sum(parts)
     assert cut == Reservoir[int](size, seed).extended(total, lambda index: index)
     assert len(cut.kept) == min(size, total) and len(set(cut.kept)) == len(cut.kept)

@@ -143,11 +143,20 @@ def _list(args: argparse.Namespace, state: Database) -> int:
 def _revoke(args: argparse.Namespace, state: Database) -> int:
     from seamount.security.keys import ApiKeys, id_of
 
-    key = ApiKeys(state).revoke(id_of(args.id) or args.id)
+    keys = ApiKeys(state)
+    key = keys.revoke(id_of(args.id) or args.id)
     if args.json:
         print(json.dumps(_fields(key, {}), ensure_ascii=False))
     else:
         print(f"The key {key.id} of {key.principal.tenant} opens nothing since {_time(key.revoked_s)}.")
+    if key.principal.is_admin and not any(
+        other.principal.is_admin and other.state(time.time()) == "active" for other in keys.all()
+    ):
+        print(
+            "It was the last administrator's: nobody manages keys over HTTP any more. `seamount keys add --admin` makes "
+            "another one here.",
+            file=sys.stderr,
+        )
     return 0
 
 

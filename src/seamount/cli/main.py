@@ -105,8 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def print_error(error: SeamountError) -> None:
-    """Print an error and its hint on stderr, one line each."""
+    """Print an error, where it is and its hint on stderr, one line each."""
     print(f"error: {error.message}", file=sys.stderr)
+    if error.private:
+        print(f"where: {error.private}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
 

@@ -29,12 +29,12 @@ DESCRIPTION = """Tune a model on your own examples: all weights, or an adapter b
 says. The run's folder gets checkpoints, metrics.jsonl, a report with curves and the accuracy before and after, and what
 comes out: adapter/ or model/, which `seamount serve` loads.
 
-Ctrl-C makes a checkpoint and ends; the same command goes on from there. Under torchrun several processes train
-together."""
+Ctrl-C makes a checkpoint and ends; the same command goes on from there. Several processes train together under
+torchrun: torchrun --nproc-per-node 2 -m seamount tune recipes/full.yaml --set strategy=fsdp"""
 ARGUMENTS = "RECIPE [FLAGS]"
 EXAMPLES = """  seamount tune recipes/lora.yaml --set data.train=examples.jsonl --set output=runs/mine
   seamount tune recipes/lora.yaml --set data.train=examples.jsonl --dry-run
-  torchrun --nproc-per-node 2 -m seamount tune recipes/full.yaml --set strategy=fsdp"""
+  seamount tune recipes/full.yaml --set data.train=[first.jsonl,second.parquet] --set schedule.epochs=1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -132,32 +132,41 @@ class PostgresConnection:
 
 
 def _typed(error: BaseException, name: str) -> SeamountError:
-    where = f"The state database {name}"
+    where = "The state database"
     code = _sqlstate(error)
     if any(isinstance(one, ssl.SSLCertVerificationError) for one in _chain(error)):
         return ConfigError(
             f"{where} shows a certificate that is not to be trusted.",
             hint="Name the authority that signed it with ?sslrootcert=FILE, and the host as it is called there.",
+            private=name,
         )
     if code in ("55P03", "57014", "40001", "40P01"):
-        return StateUnavailableError(f"{where} is locked by another writer.", code="state_busy", retry_after=1)
+        return StateUnavailableError(
+            f"{where} is locked by another writer.", code="state_busy", retry_after=1, private=name
+        )
     if code == "53100":
         return StateFullError(
             f"{where} cannot grow: its disk is full.",
             hint="Free some space; nothing was half written.",
             retry_after=30,
+            private=name,
         )
     if code in ("28000", "28P01", "3D000"):
-        return ConfigError(f"{where} refused the sign-in ({code}).", hint="Look at user, password and database name.")
+        return ConfigError(
+            f"{where} refused the sign-in ({code}).", hint="Look at user, password and database name.", private=name
+        )
     if code in ("XX001", "XX002"):
-        return IntegrityError(f"{where} is damaged ({code}).", hint="Restore it from a copy.", code="state_corrupt")
+        return IntegrityError(
+            f"{where} is damaged ({code}).", hint="Restore it from a copy.", code="state_corrupt", private=name
+        )
     if not code or code.startswith(("08", "53", "57P")):
         return ConnectionLostError(
             f"{where} cannot be reached{f' ({code})' if code else ''}.",
             hint="See that PostgreSQL runs and is reachable from here.",
             retry_after=2,
+            private=name,
         )
-    return BackendError(f"{where} refused a statement ({code}).", code="state_failed")
+    return BackendError(f"{where} refused a statement ({code}).", code="state_failed", private=name)
 
 
 def _sqlstate(error: BaseException) -> str:

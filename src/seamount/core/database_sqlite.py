@@ -102,22 +102,30 @@ class SqliteConnection:
 
 
 def _typed(error: sqlite3.Error, path: Path) -> SeamountError:
-    where = f"The state database {path}"
+    where, private = "The state database", str(path)
     # The low byte is the kind; the rest says more about it (https://sqlite.org/rescode.html).
     kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return StateUnavailableError(f"{where} is locked by another writer.", code="state_busy", retry_after=1)
+        return StateUnavailableError(
+            f"{where} is locked by another writer.", code="state_busy", retry_after=1, private=private
+        )
     if kind == sqlite3.SQLITE_FULL:
         return StateFullError(
-            f"{where} cannot grow: the disk is full.", hint="Free some space; nothing was half written.", retry_after=30
+            f"{where} cannot grow: the disk is full.",
+            hint="Free some space; nothing was half written.",
+            retry_after=30,
+            private=private,
         )
     if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return IntegrityError(
-            f"{where} is damaged, or no SQLite file.", hint="Restore it from a copy.", code="state_corrupt"
+            f"{where} is damaged, or no SQLite file.",
+            hint="Restore it from a copy.",
+            code="state_corrupt",
+            private=private,
         )
     if kind in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_IOERR):
         return StateUnavailableError(
             f"{where} cannot be read or written: {error}.", hint="Look at the disk and at the file's owner.",
-            retry_after=5,
+            retry_after=5, private=private,
         )  # fmt: skip
-    return BackendError(f"{where} refused a statement: {error}.", code="state_failed")
+    return BackendError(f"{where} refused a statement: {error}.", code="state_failed", private=private)

@@ -17,6 +17,7 @@ class SeamountError(Exception):
         hint: what the reader can do now; None when there is nothing to add.
         retry_after: seconds after which the same call may succeed; None when it will not by waiting.
         param: name of the offending request field, where there is one.
+        private: what more those may read who run the program, and nobody who asks it over a network.
     """
 
     code = "internal_error"
@@ -29,12 +30,14 @@ class SeamountError(Exception):
         code: str | None = None,
         retry_after: float | None = None,
         param: str | None = None,
+        private: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.retry_after = retry_after
         self.param = param
+        self.private = private
         if code is not None:
             self.code = code
 

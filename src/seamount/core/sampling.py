@@ -32,6 +32,7 @@ class Grammar:
         kind: `json_object` (any JSON object), `json_schema`, `regex` (Rust's syntax, over the whole output), or `ebnf`
             (a context-free grammar in Lark's form, whose first rule is `start`; `<name>` is a special token).
         text: the schema, pattern or grammar; empty for `json_object`. Whether it is well-formed is not looked at here.
+        begun: the beginning of what it says, which the prompt ends with: the output goes on from there.
 
     Raises:
         InvalidRequestError: the kind is unknown, or the text is missing, too long or no Unicode.
@@ -39,6 +40,7 @@ class Grammar:
 
     kind: GrammarKind
     text: str = ""
+    begun: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(GrammarKind):
@@ -49,7 +51,7 @@ class Grammar:
             raise _bad("grammar", "of kind json_object takes no text" if self.text else f"of kind {self.kind} is empty")
         if len(self.text) > MAX_GRAMMAR_CHARS:
             raise _bad("grammar", f"has {len(self.text)} characters; at most {MAX_GRAMMAR_CHARS} are allowed")
-        if any("\ud800" <= letter <= "\udfff" for letter in self.text):
+        if any("\ud800" <= letter <= "\udfff" for letter in self.text + self.begun):
             raise _bad("grammar", "holds half a character (a lone surrogate)")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -168,7 +169,19 @@ class Grammars:
         matcher = LLMatcher(self._vocabulary.tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refused_by_library(matcher.get_error())
+        self._begin(matcher, grammar.begun)
         return Compiled(self._vocabulary, matcher, self._vocabulary.mask(matcher))
+
+    def _begin(self, matcher: LLMatcher, begun: str) -> None:
+        """Take the beginning that the prompt has already. How its letters are cut into tokens makes no difference."""
+        end_s = time.monotonic() + self._cpu_limit_s
+        for token_id in self._vocabulary.tokenizer.greedy_tokenize(begun):
+            if not matcher.try_consume_tokens([token_id]):
+                raise _bad_beginning("The answer's beginning is none of what its shape allows.")
+            if time.monotonic() > end_s:
+                raise _bad_beginning("The answer's beginning is too long for a shape as complex as this.")
+        if begun and matcher.is_stopped():
+            raise _bad_beginning("The answer's beginning is all that its shape allows, so nothing can follow it.")
 
     def _rehearse(self, text: str) -> None:
         """Compile in the child; a grammar that is wrong is refused with the library's words, or better ones."""
@@ -294,6 +307,15 @@ def _parsed(text: str) -> Any:
 def _dead_end() -> InvalidRequestError:
     return InvalidRequestError(
         "The answer stopped, since no token of this model can continue it as its grammar asks.", code="grammar_dead_end"
+    )
+
+
+def _bad_beginning(problem: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        problem,
+        hint="Begin it otherwise, or leave the last message out; continue_final_message false makes it a part of the "
+        "conversation.",
+        param="messages",
     )
 
 

@@ -51,3 +51,22 @@ def release_freed() -> None:
         return
     trim.argtypes, trim.restype = [ctypes.c_size_t], ctypes.c_int
     trim(0)
+
+
+def keep_freed() -> None:
+    """Keep memory that was freed, of whatever size, for the next that asks; for this process's life.
+
+    By default glibc maps large tensors afresh each time, and the system clears them page by page: a quarter of a
+    training step on a CPU. `release_freed` still hands back what is free at the end.
+    """
+    try:
+        tell = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # not glibc
+        return
+    tell.argtypes, tell.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+        tell(parameter, value)
+
+
+# Of malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4

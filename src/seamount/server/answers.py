@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from seamount.core.errors import EngineError, SeamountError
 from seamount.core.requests import FinishReason
 
-from .errors import error_body, log_failure
+from .errors import error_body, log_failure, log_private
 from .streaming import event
 from .wire.common import SamplingFields
 
@@ -51,6 +51,7 @@ def error_event(envelope: dict[str, Any]) -> Callable[[Exception], str]:
 def typed(error: Exception) -> SeamountError:
     """Return what a client is told of a failure; one that nobody foresaw is logged, and told without its words."""
     if isinstance(error, SeamountError):
+        log_private(error)
         return error
     log_failure(error)
     return EngineError("The server failed on this request; its log says where.", code="internal_error")

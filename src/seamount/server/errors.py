@@ -53,6 +53,7 @@ _FRAMEWORK: dict[int, tuple[str, str, str]] = {
     405: (_INVALID, "method_not_allowed", "This route does not answer that method."),
     408: (_INVALID, "body_too_slow", "The body came too slowly, or not to its end."),
     413: (_INVALID, "body_too_large", "The body is too large."),
+    415: (_INVALID, "unsupported_encoding", "The body is compressed, which this server does not read."),
     503: (_BUSY, "draining", "The server is stopping and takes no new requests."),
     500: (_SERVER, "internal_error", "The server failed on this request; its log says where."),
 }
@@ -66,6 +67,8 @@ _ANTHROPIC: dict[int, str] = {
     503: "overloaded_error",
 }
 _ANTHROPIC_PATH = "/v1/messages"
+# Problems whose own words name classes of this program.
+_NO_OBJECT = ("model_type", "model_attributes_type", "dict_type")
 _DEFAULT_RETRY_S = 1.0
 _MAX_MESSAGE = 600
 
@@ -104,7 +107,10 @@ class ErrorResponse(JSONResponse):
         self._error = error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send it, and note its code in the request's record."""
+        record = current_record()
+        if record is not None:
+            record.refuse(self._error["code"])
         if f"{scope['path']}/".startswith(f"{_ANTHROPIC_PATH}/"):
             body = _anthropic_body(self.status_code, self._error)
             self.body = self.render(body)
@@ -118,6 +124,7 @@ def error_response(error: core.SeamountError) -> ErrorResponse:
 
     Official clients retry every 5xx unless told otherwise: `x-should-retry` tells them whether waiting helps.
     """
+    log_private(error)
     status, _ = _row(error)
     headers: dict[str, str] = {}
     if status in (429, 503):
@@ -168,7 +175,14 @@ def validation_error(problems: Sequence[Mapping[str, Any]]) -> core.InvalidReque
         return core.InvalidRequestError(f"{param} is required.", param=param, code="missing_parameter")
     if kind == "unsupported_parameter":
         return core.InvalidRequestError(f"{param} {problem['msg']}", param=param, code="unsupported_parameter")
-    return core.InvalidRequestError(f"{param}: {problem['msg']}."[:_MAX_MESSAGE], param=param)
+    words = "Input should be an object" if kind in _NO_OBJECT else problem["msg"]
+    return core.InvalidRequestError(f"{param}: {words}."[:_MAX_MESSAGE], param=param)
+
+
+def log_private(error: core.SeamountError) -> None:
+    """Log what of an error only those who run the server may read."""
+    if error.private:
+        _log.warning("%s: %s (%s)", error.code, error.message, error.private)
 
 
 def log_failure(error: BaseException) -> None:
@@ -232,8 +246,9 @@ async def _on_seamount(request: Request, error: Exception) -> Response:
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
-    problems = error.errors() if isinstance(error, RequestValidationError) else []
-    return error_response(validation_error(problems))
+    if not isinstance(error, RequestValidationError):
+        return framework_response(500)
+    return error_response(validation_error(error.errors()))
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

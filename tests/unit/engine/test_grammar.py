@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -88,6 +89,39 @@ class Follower:
 @pytest.fixture(scope="module")
 def follow(encoder: PromptEncoder, grammars: Grammars) -> Any:
     return lambda grammar: Follower(encoder, grammars.prepare(grammar).result())
+
+
+@pytest.mark.parametrize(
+    ("grammar", "begun", "text", "outcome"),
+    [
+        (Grammar("json_object"), "{", '"a": 1}', "complete"),
+        (Grammar("json_object"), "{", '{"a": 1}', "no"),
+        (Grammar("json_object"), '{"a": "Gr', 'üße 一"}', "complete"),
+        (Grammar("json_object"), '{"a": 1', "}", "complete"),
+        (Grammar("json_object"), '{"a": 1', "2}", "complete"),
+        (Grammar("regex", "[a-z]{3}<pad>x*"), "ab", "c<pad>", "may end"),
+        (Grammar("regex", "[a-z]{3}<pad>x*"), "abc<pad>", "x", "may end"),
+        (Grammar("ebnf", 'start: "yes" | "yeah"'), "ye", "ah", "complete"),
+    ],
+)
+def test_an_answer_goes_on_from_its_beginning(follow, grammar, begun, text, outcome):
+    assert follow(replace(grammar, begun=begun)).says(text) == outcome
+    assert follow(grammar).says(begun + text) == outcome
+
+
+@pytest.mark.parametrize(
+    ("begun", "words"),
+    [
+        ("Sure: {", "none of what"),
+        ("\n{", "none of what"),
+        ('{"a": 1}x', "none of what"),
+        ('{"a": 1}', "nothing can follow"),
+    ],
+)
+def test_a_beginning_that_does_not_fit_is_refused(grammars, begun, words):
+    with pytest.raises(InvalidRequestError, match=words) as caught:
+        grammars.prepare(Grammar("json_object", begun=begun)).result()
+    assert caught.value.param == "messages"
 
 
 POINT = {

@@ -48,7 +48,7 @@ async def test_a_line_that_runs_ends_with_its_key(start):
     ended = await site.ended(batch)
     assert (ended.status, [error.code for error in ended.errors]) == ("failed", ["revoked_api_key"])
     assert site.lines(batch) == site.lines(batch, failed=True) == []
-    assert site.engine.given_up == ["a"]
+    assert sorted(site.engine.given_up) == sorted(site.engine.begun)  # whether "b" had begun depends on the machine
     await until(lambda: not site.service.admission.load().num_admitted)
 
 

@@ -10,10 +10,11 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from seamount.core.errors import EngineError, ForbiddenError, SeamountError, UnauthenticatedError
 from seamount.core.identity import Limits, Principal
@@ -24,8 +25,9 @@ from seamount.server.answers import to_json
 from seamount.server.chat.answer import prepare_chat
 from seamount.server.completions.answer import prepare_completion
 from seamount.server.door.access import RULES, acting_as, permitted
+from seamount.server.door.body import read_aside, validated
 from seamount.server.embeddings import embed
-from seamount.server.errors import error_body, error_response, validation_error
+from seamount.server.errors import error_body, error_response
 from seamount.server.service import Service
 from seamount.server.wire.batches import BatchEndpoint
 from seamount.server.wire.chat import ChatRequest, ChatResponse
@@ -138,31 +140,27 @@ def _new_id() -> str:
 
 async def _chat(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> ChatResponse:
     async with encoding:
-        answer = await prepare_chat(service, _checked(ChatRequest, body))
+        answer = await prepare_chat(service, await _checked(ChatRequest, body))
     return await answer.whole()
 
 
 async def _completion(service: Service, body: dict[str, Any], encoding: asyncio.Lock) -> CompletionResponse:
     async with encoding:
-        answer = await prepare_completion(service, _checked(CompletionRequest, body))
+        answer = await prepare_completion(service, await _checked(CompletionRequest, body))
     return await answer.whole()
 
 
 async def _embedding(service: Service, body: dict[str, Any], _: asyncio.Lock) -> EmbeddingResponse:
-    return await embed(service, _checked(EmbeddingRequest, body))
+    return await embed(service, await _checked(EmbeddingRequest, body))
 
 
-def _checked(schema: type[T], body: dict[str, Any]) -> T:
+async def _checked(schema: type[T], body: dict[str, Any]) -> T:
     """Return a body that was checked as that of a request to the endpoint is.
 
     Raises:
         InvalidRequestError: it is wrong.
     """
-    try:
-        return schema.model_validate(body)
-    except ValidationError as error:
-        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
-        raise validation_error(problems) from None
+    return await read_aside(partial(validated, schema, body))
 
 
 _Whole = ChatResponse | CompletionResponse | EmbeddingResponse

@@ -142,15 +142,15 @@ class BatchStore:
             QuotaError: the tenant has as many batches open as it may.
             ForbiddenError: the tenant's files take as much as they may.
         """
-        file = self.files.get(tenant, input_file_id)
-        if file.purpose != "batch":
-            raise InvalidRequestError(
-                f"The file's purpose is {file.purpose}; a batch reads one of purpose batch.", param="input_file_id"
-            )
         now_s = int(self.clock())
         batch_id = new_id("batch_", self.clock())
 
         def work(run: Run) -> Row:
+            file = self.files.hold(run, tenant, input_file_id)
+            if file.purpose != "batch":
+                raise InvalidRequestError(
+                    f"The file's purpose is {file.purpose}; a batch reads one of purpose batch.", param="input_file_id"
+                )
             open_now = run("SELECT COUNT(*) FROM batches WHERE tenant = ? AND ended_s IS NULL", tenant)[0][0]
             if open_now >= MAX_OPEN:
                 raise QuotaError(

@@ -33,7 +33,7 @@ from seamount.server.wire.chat import (
 from seamount.server.wire.common import Usage
 
 from .choice import Choice
-from .tools import ToolPlan, check_beginning, encoding, plan_tools
+from .tools import ToolPlan, begun_grammar, encoding, plan_tools
 
 
 async def prepare_chat(service: Service, body: ChatRequest, *, lowers_limit: bool = False) -> ChatAnswer:
@@ -53,11 +53,11 @@ async def prepare_chat(service: Service, body: ChatRequest, *, lowers_limit: boo
     service.check_prompt(prompt.token_ids, None if lowers_limit else body.token_limit, param="messages")
     if lowers_limit and sampling.max_tokens is not None:
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, context - len(prompt.token_ids)))
-    check_beginning(body, prompt, plan)
+    grammar = begun_grammar(body, prompt, plan.grammar)
     request = Request(
         id=f"chatcmpl-{uuid4().hex}",
         prompt_token_ids=prompt.token_ids,
-        sampling=sampling if plan.grammar is sampling.grammar else replace(sampling, grammar=plan.grammar),
+        sampling=sampling if grammar is sampling.grammar else replace(sampling, grammar=grammar),
         skip_special_tokens=body.skip_special_tokens is not False,
     )
     choices = [

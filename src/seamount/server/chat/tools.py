@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import Grammar
+from seamount.models.reasoning import THINK_CLOSE, THINK_OPEN
 from seamount.models.tools import ToolCallParser, ToolFormat
 from seamount.server.encoder import Encoder, Prompt, ToolEncoder
 from seamount.server.wire.chat import AssistantMessage, ChatRequest
 from seamount.server.wire.tools import ToolUse
+
+from .thinking import template_kwargs
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def encoding(body: ChatRequest, use: ToolUse | None, encoder: Encoder, *, limit:
         InvalidRequestError: it is to be continued, and cannot be; or its thinking cannot be switched off.
     """
     continues = body.continues
-    messages, kwargs = body.template_messages(), _template_kwargs(body, encoder)
+    messages, kwargs = body.template_messages(), template_kwargs(body, encoder)
     if isinstance(encoder, ToolEncoder):
         tools = use.tools if use is not None else None
         begins = continues is not False
@@ -81,41 +83,25 @@ def encoding(body: ChatRequest, use: ToolUse | None, encoder: Encoder, *, limit:
     return partial(encoder.encode_chat, messages, template_kwargs=kwargs, limit=limit)
 
 
-def check_beginning(body: ChatRequest, prompt: Prompt, plan: ToolPlan) -> None:
-    """Refuse reasoning that the caller begins where the answer's shape is given: the engine could not tell them apart.
+def begun_grammar(body: ChatRequest, prompt: Prompt, grammar: Grammar | None) -> Grammar | None:
+    """Return what the answer must look like, where it goes on from what the caller begins.
 
     Raises:
-        InvalidRequestError: so it is.
+        InvalidRequestError: reasoning is begun: the engine could not tell it from the answer.
     """
     last = body.messages[-1]
-    if plan.grammar is None or not prompt.starts_in_reasoning or not isinstance(last, AssistantMessage):
-        return
-    if body.continues is not False and (last.content or last.reasoning_content or last.reasoning):
+    if grammar is None or not isinstance(last, AssistantMessage) or body.continues is False:
+        return grammar
+    begun = body.template_messages()[-1]["content"] or ""
+    if prompt.starts_in_reasoning and (begun or last.reasoning_content or last.reasoning):
         raise InvalidRequestError(
             "An answer that is begun in its reasoning cannot be given a shape, nor be forced to call a tool.",
             hint="Begin the answer itself, or leave the last message out.",
             param="messages",
         )
-
-
-def _template_kwargs(body: ChatRequest, encoder: Encoder) -> dict[str, Any] | None:
-    """Return the chat template's switches, that of `reasoning_effort` among them.
-
-    Raises:
-        InvalidRequestError: the model has none, or the request asks for both.
-    """
-    given = body.chat_template_kwargs
-    if body.reasoning_effort is None:
-        return given
-    switches = encoder.thinking_switches(on=False)
-    if switches is None:
-        raise InvalidRequestError("This model's thinking cannot be switched off.", param="reasoning_effort")
-    kwargs = {**(given or {}), **switches}
-    if any(kwargs[name] != value for name, value in (given or {}).items()):
-        raise InvalidRequestError(
-            "reasoning_effort is 'none', and chat_template_kwargs switch thinking on.", param="reasoning_effort"
-        )
-    return kwargs
+    if begun.lstrip().startswith(THINK_OPEN):  # the whole reasoning stands before it
+        begun = begun.partition(THINK_CLOSE)[2].lstrip()
+    return replace(grammar, begun=begun)
 
 
 def _grammar(use: ToolUse, known: ToolFormat, grammar: Grammar | None) -> Grammar | None:

@@ -59,6 +59,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = origin_form(scope)
         record = new_record(scope["method"], Headers(scope=scope))
 
         async def send_on(message: Message) -> None:
@@ -90,6 +91,7 @@ class Edge:
         # By the clock that never goes back, so that no span ends before it began.
         record.end_ns = record.begin_ns + round(took_s * 1e9)
         record.status = record.status or 500  # cancelled, and so not answered
+        self._service.metrics.refuse(self._service.model_name(), record)
         self._service.metrics.answered(record.route or "none", record.method, record.status, took_s)
         # Probes, and pages that went well, would drown the rest.
         tells = record.method == "POST" or (record.status >= 400 and record.route not in _PROBES)
@@ -226,8 +228,8 @@ def _refusal(error: SeamountError, credential: str | None) -> Response:
 
 
 class BodyLimit:
-    """Refuses bodies over the limit, by their announced length, else as soon as too much has arrived; and those that do
-    not come: a place that is held for them is one that others wait for.
+    """Refuses compressed bodies, and those over the limit, by their announced length, else as soon as too much has
+    arrived; and those that do not come: a place that is held for them is one that others wait for.
 
     Args:
         is_draining: says whether the server stops; then nobody waits for the rest of a body.
@@ -252,9 +254,16 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         most = self._larger.get(scope["path"], self._max_body_bytes)
-        announced = Headers(scope=scope).get("content-length", "0")
+        headers = Headers(scope=scope)
+        announced = headers.get("content-length", "0")
         if not announced.isdigit() or int(announced[:20]) > most:
             await self._refuse(most)(scope, receive, send)
+            return
+        coding = headers.get("content-encoding", "identity").lower()
+        if coding != "identity":
+            text = f"The body's content-encoding is {coding[:40]!r}; this server reads none. Send it uncompressed."
+            refusal = framework_response(415, message=text, headers={"connection": "close"})
+            await refusal(scope, receive, send)
             return
         received, is_whole = 0, False
         start_s = time.monotonic()
@@ -287,6 +296,21 @@ class BodyLimit:
     def _refuse(self, most: int) -> ASGIApp:
         text = f"The body is larger than {most} bytes."
         return framework_response(413, message=text, headers={"connection": "close"})
+
+
+def origin_form(scope: Scope) -> Scope:
+    """Return a request whose target is a whole URL, as proxies are sent, as one for that URL's host and path.
+
+    The target then outdoes the Host header (https://www.rfc-editor.org/rfc/rfc9112#section-3.2.2).
+    """
+    scheme, _, rest = scope["path"].partition("://")
+    if scheme.lower() not in ("http", "https"):
+        return scope
+    authority, _, path = rest.partition("/")
+    raw_path = scope["raw_path"].partition(b"://")[2].partition(b"/")[2]
+    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
+    headers.append((b"host", authority.encode("latin-1", "replace")))
+    return {**scope, "path": f"/{path}", "raw_path": b"/" + raw_path, "headers": headers}
 
 
 def new_record(method: str, headers: Headers) -> Record:

@@ -30,6 +30,9 @@ _NUM_RESULTS = 32
 _NUM_SWEPT = 20
 _ID = re.compile(r"[a-z]+[-_][0-9a-f]{31}")
 _COLUMNS = "id, tenant, purpose, filename, num_bytes, created_s, expires_s, batch_id, is_failed"
+# Of when uploads are stale, and of now.
+_IS_OVER = """(state = 'uploading' AND touched_s < ?) OR (state = 'ready' AND expires_s <= ? AND NOT EXISTS (
+    SELECT 1 FROM batches WHERE input_file_id = files.id AND ended_s IS NULL))"""
 _INSERT = """INSERT INTO files (id, tenant, purpose, filename, state, num_bytes, created_s, touched_s, expires_s,
     batch_id, is_failed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 
@@ -195,7 +198,7 @@ class FileStore:
         """
 
         def work(run: Run) -> None:
-            file = self._get(run, tenant, file_id)
+            file = self.hold(run, tenant, file_id)
             used = run("SELECT id FROM batches WHERE input_file_id = ? AND ended_s IS NULL LIMIT 1", file_id)
             if used:
                 raise InvalidRequestError(
@@ -239,20 +242,27 @@ class FileStore:
         now_s = int(self._clock())
         over = self.database.read(
             lambda run: run(
-                f"""SELECT {_COLUMNS} FROM files WHERE (state = 'uploading' AND touched_s < ?)
-                OR (state = 'ready' AND expires_s <= ? AND NOT EXISTS (
-                    SELECT 1 FROM batches WHERE input_file_id = files.id AND ended_s IS NULL)) LIMIT ?""",
+                f"SELECT {_COLUMNS} FROM files WHERE {_IS_OVER} LIMIT ?",
                 now_s - STALE_UPLOAD_S,
                 now_s,
                 _NUM_SWEPT,
             )
         )
         for row in over:
-            self.database.write(partial(_remove, _file(row)))
+            self.database.write(partial(_remove_over, _file(row), now_s))
         gone = self.database.write(
             lambda run: run("DELETE FROM batches WHERE ended_s < ? RETURNING id", now_s - BATCH_RETENTION_S)
         )
         return len(over) + len(gone)
+
+    def hold(self, run: Run, tenant: str, file_id: str) -> StoredFile:
+        """Return a file, in a transaction that writes, before whose end nobody else removes it or begins to read it.
+
+        Raises:
+            NotFoundError: the tenant has none of that id.
+        """
+        _lock(run, as_id(file_id))
+        return self._get(run, tenant, file_id)
 
     def check_room(self, run: Run, tenant: str) -> None:
         """Check, in a transaction, that a tenant has no more bytes than it may.
@@ -312,6 +322,18 @@ def place_of(run: Run, table: str, tenant: str, after: str) -> tuple[int, str]:
     if not rows:
         raise InvalidRequestError("There is nothing of the id that `after` names.", param="after")
     return rows[0][0], rows[0][1]
+
+
+def _lock(run: Run, file_id: str) -> None:
+    """Keep others from changing a file's row until the transaction ends; what is read next is read after them."""
+    run("UPDATE files SET touched_s = touched_s WHERE id = ?", file_id)
+
+
+def _remove_over(file: StoredFile, now_s: int, run: Run) -> None:
+    """Remove a file whose time is over, unless it was completed, or a batch began to read it, since that was seen."""
+    _lock(run, file.id)
+    if run(f"SELECT id FROM files WHERE id = ? AND ({_IS_OVER})", file.id, now_s - STALE_UPLOAD_S, now_s):
+        _remove(file, run)
 
 
 def _remove(file: StoredFile, run: Run) -> None:

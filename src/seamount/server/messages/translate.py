@@ -9,11 +9,10 @@ import json
 from itertools import groupby
 from typing import Any
 
-from pydantic import ValidationError
-
 from seamount.core.errors import InvalidRequestError
+from seamount.server.chat.thinking import thinking_switches
+from seamount.server.door.body import validated
 from seamount.server.encoder import Encoder
-from seamount.server.errors import validation_error
 from seamount.server.wire.chat import (
     AssistantMessage,
     ChatRequest,
@@ -65,11 +64,8 @@ def to_chat(body: CountRequest, encoder: Encoder) -> ChatRequest:
     if isinstance(body, MessageRequest):
         fields |= {name: getattr(body, name) for name in ("max_tokens", "temperature", "top_k", "top_p")}
         fields["stop"] = body.stop_sequences or None
-    try:
-        return ChatRequest(model=body.model, **{name: value for name, value in fields.items() if value is not None})
-    except ValidationError as error:
-        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
-        raise validation_error(problems) from error
+    given = {name: value for name, value in fields.items() if value is not None}
+    return validated(ChatRequest, {"model": body.model, **given})
 
 
 def _messages(body: CountRequest) -> list[Message]:
@@ -155,15 +151,9 @@ def _switches(thinking: Thinking | None, encoder: Encoder) -> dict[str, bool]:
     """Return the template's arguments that a wish about reasoning stands for."""
     if thinking is None:
         return {}
-    on = thinking.type != "disabled"
-    switches = encoder.thinking_switches(on=on)
-    if switches is None and thinking.type != "adaptive":  # which leaves it to the model, as is done
-        raise InvalidRequestError(
-            "This model does not think before it answers." if on else "This model's thinking cannot be switched off.",
-            hint="Leave thinking out.",
-            param="thinking",
-        )
-    return dict(switches or {})
+    if thinking.type == "adaptive":  # which leaves it to the model, as is done
+        return dict(encoder.thinking_switches(on=True) or {})
+    return thinking_switches(encoder, on=thinking.type == "enabled", param="thinking")
 
 
 def _shape(shape: JsonFormat | None) -> dict[str, Any] | None:

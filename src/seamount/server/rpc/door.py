@@ -24,12 +24,12 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from starlette.datastructures import Headers
 
-from seamount.core.errors import ForbiddenError, SeamountError
+from seamount.core.errors import ForbiddenError, InvalidRequestError, SeamountError
 from seamount.server.admission import call as admission_call
 from seamount.server.admission.call import ClientStalledError
 from seamount.server.door.access import RULES, Access, Rule, Visit, acting_as
 from seamount.server.door.middleware import credential_of, new_record
-from seamount.server.errors import log_failure, status_of
+from seamount.server.errors import log_failure, log_private, status_of
 from seamount.server.service import Service
 from seamount.server.telemetry.record import Record, recording
 
@@ -127,6 +127,8 @@ class Door:
                 record.status = 200
                 return answer
             except SeamountError as error:
+                log_private(error)
+                record.refuse(error.code)
                 code, text, more = code_of(error), sentence(error), metadata(error)
                 record.status = _LATE if code is grpc.StatusCode.DEADLINE_EXCEEDED else status_of(error)
             except ClientStalledError as error:
@@ -174,11 +176,15 @@ class Door:
         with acting_as(principal), self._service.calls.open(principal, end_in_s=end_in_s) as call:
             try:
                 return await call.run(work(exchange))
+            except InvalidRequestError:
+                call.begin()  # what is refused counts too
+                raise
             finally:
                 exchange.metadata.update(call.headers())
 
     def _end(self, record: Record, took_s: float, *, tells: bool) -> None:
         record.end_ns = record.begin_ns + round(took_s * 1e9)
+        self._service.metrics.refuse(self._service.model_name(), record)
         self._service.metrics.answered(record.route or "none", record.method, record.status, took_s)
         # Probes would drown the rest.
         _log.log(logging.INFO if tells else logging.DEBUG, "request", extra={"fields": record.fields()})

@@ -24,6 +24,8 @@ from .methods import HEALTH, REFLECTION, SEAMOUNT, Health, Reflection, Seamount
 # A client has one connection for all its calls; a proxy has a few for all of its clients.
 _MAX_CONNECTIONS = 1024
 _MAX_STREAMS = 1024
+# The library's own default. A message is read in one go, nobody's turn between, into up to fifty times as much memory.
+_MAX_MESSAGE_BYTES = 4 * 2**20
 _OPTIONS = (
     # Two servers on one port would share its connections without anybody noticing.
     ("grpc.so_reuseport", 0),
@@ -70,7 +72,8 @@ class GrpcServer:
         credentials = server_credentials(self._config)
         self._health = Health(self._service)
         handlers = self._handlers(self._health)
-        options = (*_OPTIONS, ("grpc.max_receive_message_length", self._config.max_body_bytes))
+        max_bytes = min(self._config.max_body_bytes, _MAX_MESSAGE_BYTES)
+        options = (*_OPTIONS, ("grpc.max_receive_message_length", max_bytes))
         self._server = server = grpc.aio.server(handlers=(_Routes(handlers),), options=options)
         try:
             port = (

@@ -6,17 +6,16 @@ over as it stands, and every bound, every refusal and its words are those of `wi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from pydantic import ValidationError
 
 from seamount.core.errors import InvalidRequestError
-from seamount.server.errors import validation_error
-from seamount.server.wire.chat import ChatRequest
-from seamount.server.wire.common import WireModel
+from seamount.server.door.body import strict_json, validated
+from seamount.server.wire.bounds import MAX_NAMES
+from seamount.server.wire.chat import MAX_MESSAGES, ChatRequest
+from seamount.server.wire.common import MAX_TOKEN_IDS
 from seamount.server.wire.completions import CompletionRequest
 from seamount.server.wire.embeddings import EmbeddingRequest
 from seamount.server.wire.tokens import DetokenizeRequest, TokenizeRequest
@@ -24,7 +23,6 @@ from seamount.server.wire.tokens import DetokenizeRequest, TokenizeRequest
 from . import seamount_pb2 as pb
 
 M = TypeVar("M", bound=Message)
-S = TypeVar("S", bound=WireModel)
 
 _ROLES = {
     pb.ROLE_SYSTEM: "system",
@@ -66,7 +64,7 @@ def chat_request(message: pb.ChatRequest, *, stream: bool) -> ChatRequest:
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(ChatRequest, {**_fields(message), **_streaming(stream)})
+    return validated(ChatRequest, {**_fields(message), **_streaming(stream)})
 
 
 def completion_request(message: pb.CompletionRequest, *, stream: bool) -> CompletionRequest:
@@ -75,7 +73,7 @@ def completion_request(message: pb.CompletionRequest, *, stream: bool) -> Comple
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(CompletionRequest, {**_fields(message), **_streaming(stream)})
+    return validated(CompletionRequest, {**_fields(message), **_streaming(stream)})
 
 
 def embed_request(message: pb.EmbedRequest) -> EmbeddingRequest:
@@ -84,7 +82,7 @@ def embed_request(message: pb.EmbedRequest) -> EmbeddingRequest:
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(EmbeddingRequest, _fields(message))
+    return validated(EmbeddingRequest, _fields(message))
 
 
 def tokenize_request(message: pb.TokenizeRequest) -> TokenizeRequest:
@@ -93,7 +91,7 @@ def tokenize_request(message: pb.TokenizeRequest) -> TokenizeRequest:
     Raises:
         InvalidRequestError: a field has a value that it may not have.
     """
-    return _checked(TokenizeRequest, _fields(message))
+    return validated(TokenizeRequest, _fields(message))
 
 
 def detokenize_request(message: pb.DetokenizeRequest) -> DetokenizeRequest:
@@ -103,15 +101,7 @@ def detokenize_request(message: pb.DetokenizeRequest) -> DetokenizeRequest:
         InvalidRequestError: a field has a value that it may not have.
     """
     # No tokens are a list without any, which the encoding does not tell from none given.
-    return _checked(DetokenizeRequest, {"tokens": [], **_fields(message)})
-
-
-def _checked(schema: type[S], fields: dict[str, Any]) -> S:
-    try:
-        return schema.model_validate(fields)
-    except ValidationError as cause:
-        problems = cause.errors(include_url=False, include_input=False)
-        raise validation_error([{**problem, "loc": ("body", *problem["loc"])} for problem in problems]) from None
+    return validated(DetokenizeRequest, {"tokens": [], **_fields(message)})
 
 
 def _streaming(stream: bool) -> dict[str, Any]:
@@ -121,9 +111,17 @@ def _streaming(stream: bool) -> dict[str, Any]:
 def _fields(message: Message) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for field, value in message.ListFields():
+        if field.is_repeated and len(value) > _MOST.get(field.name, MAX_NAMES):
+            raise _too_many(field.name, _MOST.get(field.name, MAX_NAMES))
         convert = _CONVERT.get(field.name)
         fields[field.name] = value if convert is None else convert(value)
     return fields
+
+
+def _messages(messages: Sequence[pb.Message]) -> list[dict[str, Any]]:
+    if sum(len(message.tool_calls) for message in messages) > MAX_NAMES:
+        raise _too_many("tool_calls", MAX_NAMES)
+    return [_message(message) for message in messages]
 
 
 def _message(message: pb.Message) -> dict[str, Any]:
@@ -179,14 +177,20 @@ def _prompt(prompt: pb.Prompt) -> Any:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return strict_json(text)
     except (ValueError, RecursionError) as cause:
         raise InvalidRequestError(f"{where} is text that is no JSON.", param=where) from cause
 
 
+def _too_many(name: str, most: int) -> InvalidRequestError:
+    return InvalidRequestError(f"{name} has more than {most} entries.", param=name, code="body_too_complex")
+
+
+# How many entries a field may have before they are looked at, one by one, in Python.
+_MOST = {"messages": MAX_MESSAGES, "tokens": MAX_TOKEN_IDS}
 # Fields that are not spelled as in JSON.
 _CONVERT: Mapping[str, Callable[[Any], Any]] = {
-    "messages": lambda messages: [_message(message) for message in messages],
+    "messages": _messages,
     "prompt": lambda given: given if isinstance(given, str) else [_prompt(prompt) for prompt in given],
     "input": lambda given: [_prompt(prompt) for prompt in given],
     "tools": lambda tools: [_tool(number, tool) for number, tool in enumerate(tools)],

@@ -21,7 +21,7 @@ from seamount.server.admission.shares import BATCH
 from seamount.version import __version__
 
 from .gpu import GpuCollector
-from .record import current_record, known_method
+from .record import Record, current_record, known_method
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _LABELS = ("model_name", "engine")
@@ -134,6 +134,11 @@ class Metrics:
         record = current_record()
         if record is not None:
             record.error = code
+
+    def refuse(self, model: str, record: Record) -> None:
+        """Count a request that was refused for what it asked, or for who asked."""
+        if record.is_refused:
+            self.failures.labels(model, _ENGINE, record.error).inc()
 
     def answered(self, handler: str, method: str, status: int, took_s: float) -> None:
         """Count an answer of one of the routes, spelled as in the router."""

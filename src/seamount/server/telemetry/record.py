@@ -29,7 +29,8 @@ class Record:
         traceparent: the header of that name, as it came; "" where there is none or several.
         route: the router's spelling of where it goes; None where it goes nowhere, or was refused before that was asked.
         status: of the answer; 0 while there is none.
-        error: code of what it failed with in the engine or on the way there; "" for none.
+        error: code of what it failed with, was rejected for or refused; "" for none.
+        is_refused: it was answered with that error without being counted as failed or rejected.
         model, request: of the first of its requests to the engine; "" and None where it made none.
         num_requests: requests to the engine.
         events: what happened when; of each name the first.
@@ -44,6 +45,7 @@ class Record:
     principal: Principal | None = None
     status: int = 0
     error: str = ""
+    is_refused: bool = False
     model: str = ""
     request: Request | None = None
     num_requests: int = 0
@@ -56,6 +58,11 @@ class Record:
     def happened(self, event: str) -> None:
         """Note when something first happened."""
         self.events.setdefault(event, time.time_ns())
+
+    def refuse(self, code: str) -> None:
+        """Note the error that it is answered with, unless it has failed or been rejected, which told more."""
+        if not self.error:
+            self.error, self.is_refused = code, True
 
     def begin_request(self, model: str, request: Request) -> None:
         """Note a request to the engine."""

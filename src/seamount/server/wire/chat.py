@@ -11,11 +11,25 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
-from .common import IGNORED, MAX_INT32, REFUSED, Refusal, SamplingFields, TemplateValue, Text, Usage, WireModel
+from .common import (
+    EFFORT,
+    IGNORED,
+    MAX_INT32,
+    REFUSED,
+    Effort,
+    Refusal,
+    SamplingFields,
+    TemplateValue,
+    Text,
+    Usage,
+    WireModel,
+)
 from .structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, parse_grammar
 from .tools import MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse, tool_use
 
 MAX_MESSAGES = 4096
+MAX_CONTENT_PARTS = 4096  # of one message
+MAX_TOOL_CALLS = 1024  # of one message
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -32,7 +46,7 @@ class TextPart(WireModel):
     text: Text
 
 
-Content = Text | list[TextPart]
+Content = Text | Annotated[list[TextPart], Field(max_length=MAX_CONTENT_PARTS)]
 
 
 class SystemMessage(WireModel):
@@ -71,7 +85,7 @@ class AssistantMessage(WireModel):
     name: Text | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
     prefix: bool | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
@@ -92,6 +106,15 @@ class ToolMessage(WireModel):
 Message = Annotated[
     SystemMessage | DeveloperMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
 ]
+
+
+class ChatThinking(WireModel):
+    """Whether to think before answering."""
+
+    type: Literal["enabled", "disabled"]
+    budget_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = Field(
+        None, description="Without effect: max_tokens bounds reasoning and answer together."
+    )
 
 
 class ChatRequest(SamplingFields):
@@ -117,11 +140,6 @@ class ChatRequest(SamplingFields):
         "modalities": Refusal("is not supported, other than ['text'].", (["text"],)),
         "audio": Refusal("is not supported: this model neither hears nor speaks."),
         "prediction": Refusal("is not supported."),
-        "reasoning_effort": Refusal(
-            "is not supported, other than 'none': the model thinks or does not; use chat_template_kwargs "
-            "{'thinking': true}.",
-            ("none",),
-        ),
         "verbosity": Refusal("is not supported: ask for it in the prompt."),
         "web_search_options": Refusal("is not supported: no request leaves this machine."),
     }
@@ -133,6 +151,9 @@ class ChatRequest(SamplingFields):
     chat_template_kwargs: dict[Text, TemplateValue] | None = Field(
         None, max_length=32, description="Switches of the model's chat template, for instance thinking."
     )
+
+    reasoning_effort: Effort | None = Field(None, description=EFFORT)
+    thinking: ChatThinking | None = Field(None, description="DeepSeek's switch. Refused where the model has none.")
 
     tools: list[Tool] | None = Field(None, max_length=MAX_TOOLS, description="Functions that the model may call.")
     tool_choice: ToolChoice | None = Field(
@@ -163,12 +184,6 @@ class ChatRequest(SamplingFields):
     modalities: REFUSED = None
     audio: REFUSED = None
     prediction: REFUSED = None
-    reasoning_effort: Annotated[
-        Any,
-        Field(
-            description="'none' switches thinking off, and is refused where the model has no switch. No other value."
-        ),
-    ] = None
     verbosity: REFUSED = None
     web_search_options: REFUSED = None
 
@@ -203,6 +218,10 @@ class ChatRequest(SamplingFields):
     def ignored(self) -> list[str]:
         """Return the names of given parameters that have no effect."""
         given = super().ignored()
+        if self.reasoning_effort not in (None, "none"):
+            given.append("reasoning_effort")
+        if self.thinking is not None and self.thinking.budget_tokens is not None:
+            given.append("thinking.budget_tokens")
         forced = self.tool_choice not in (None, "auto", "none")
         if any(tool.function.strict for tool in self.tools or ()) and not forced:
             given.append("tools.function.strict")

@@ -8,15 +8,29 @@ honoured, refused (400, naming it), or ignored because no answer depends on it (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_N, MAX_STOP_STRINGS, Grammar, SamplingParams
 
 MAX_INT32 = 2**31 - 1
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORT = (
+    "'none' switches thinking off, and is refused where that cannot be. Every other level switches it on, where there "
+    "is a switch; which level it is changes nothing."
+)
+MAX_TOKEN_IDS = 2**20  # in one list; no model's context holds more
 
 
 def unicode_text(text: str) -> str:
@@ -37,10 +51,27 @@ TemplateValue = bool | Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | float 
 _NOTHING: tuple[Any, ...] = (None, [], {}, "", False)
 
 
+def _fail_fast(schema: Any) -> None:
+    for part in schema.values() if isinstance(schema, dict) else schema:
+        if isinstance(part, dict | list | tuple):
+            _fail_fast(part)
+    if isinstance(schema, dict) and schema.get("type") in ("list", "dict"):
+        schema["fail_fast"] = True
+
+
 class WireModel(BaseModel):
-    """Strict: no coercion of types, no unknown fields, no NaN."""
+    """Strict: no coercion of types, no unknown fields, no NaN. A list or mapping is read up to its first error: one is
+    told, and a million of them would be a gigabyte.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return pydantic's schema, its lists and mappings made to end at their first error."""
+        schema = handler(source)
+        _fail_fast(schema)
+        return schema
 
 
 IGNORED = Annotated[Any, Field(description="Accepted without effect; listed in the header x-seamount-ignored.")]
@@ -77,7 +108,9 @@ class SamplingFields(WireModel):
     temperature: float | None = Field(None, ge=0, le=100, description="0 always takes the most probable token.")
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_N, description="Answers per prompt.")
-    stop: Text | list[Text] | None = Field(None, description=f"At most {MAX_STOP_STRINGS} strings that end the answer.")
+    stop: Text | Annotated[list[Text], Field(max_length=MAX_STOP_STRINGS)] | None = Field(
+        None, description=f"At most {MAX_STOP_STRINGS} strings that end the answer."
+    )
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="Makes the answer repeatable.")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)

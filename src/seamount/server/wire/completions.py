@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS, SamplingParams
 
-from .common import MAX_INT32, REFUSED, Refusal, SamplingFields, Usage, WireModel, unicode_text
+from .common import MAX_INT32, MAX_TOKEN_IDS, REFUSED, Refusal, SamplingFields, Usage, WireModel, unicode_text
 from .structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, parse_grammar
 
 MAX_SEQUENCES = 256
@@ -36,6 +36,8 @@ def _prompts(value: Any) -> tuple[PromptItem, ...]:
 
 
 def _token_ids(value: list[Any]) -> tuple[int, ...]:
+    if len(value) > MAX_TOKEN_IDS:
+        raise PydanticCustomError("prompt_length", "a list of token ids has at most {most}", {"most": MAX_TOKEN_IDS})
     if value and all(type(item) is int and 0 <= item <= MAX_INT32 for item in value):
         return tuple(value)
     raise PydanticCustomError("prompt_tokens", "a list of token ids must hold integers that are not negative")

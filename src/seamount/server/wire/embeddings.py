@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from .common import IGNORED, MAX_INT32, Text, WireModel, unicode_text
+from .common import IGNORED, MAX_INT32, MAX_TOKEN_IDS, Text, WireModel, unicode_text
 
 MAX_INPUTS = 2048  # OpenAI's limit
 
@@ -44,6 +44,10 @@ def _text(value: Any, which: str) -> str:
 
 
 def _token_ids(value: Any, which: str) -> tuple[int, ...]:
+    if isinstance(value, list) and len(value) > MAX_TOKEN_IDS:
+        raise PydanticCustomError(
+            "input_tokens", "{which}must have at most {most} token ids", {"which": which, "most": MAX_TOKEN_IDS}
+        )
     if isinstance(value, list) and value and all(type(item) is int and 0 <= item <= MAX_INT32 for item in value):
         return tuple(value)
     raise PydanticCustomError(

@@ -16,7 +16,18 @@ from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import MAX_LOGPROBS
 
 from .chat import MAX_MESSAGES
-from .common import IGNORED, MAX_INT32, REFUSED, ErrorObject, TemplateValue, Text, WireModel, unicode_text
+from .common import (
+    EFFORT,
+    IGNORED,
+    MAX_INT32,
+    REFUSED,
+    Effort,
+    ErrorObject,
+    TemplateValue,
+    Text,
+    WireModel,
+    unicode_text,
+)
 from .responses_items import Item, OutputItem
 from .tools import MAX_TOOLS, FunctionDefinition
 
@@ -102,17 +113,7 @@ class TextConfig(WireModel):
 class ReasoningConfig(WireModel):
     """How to think."""
 
-    effort: Annotated[
-        Any,
-        Field(
-            description="'none' switches thinking off, and is refused where the model has no switch. No other value."
-        ),
-        _only(
-            "is not supported, other than 'none': the model thinks or does not; use chat_template_kwargs "
-            "{'thinking': true}.",
-            "none",
-        ),
-    ] = None
+    effort: Effort | None = Field(None, description=EFFORT)
     summary: Annotated[
         REFUSED, _only("is not supported: the reasoning itself is sent, and nothing writes summaries.", "auto")
     ] = None
@@ -242,6 +243,8 @@ class ResponsesRequest(WireModel):
         given += [f"include.{name}" for name in sorted(set(self.include or ()) - {LOGPROBS})]
         if self.reasoning is not None and (self.reasoning.summary or self.reasoning.generate_summary):
             given.append("reasoning.summary")
+        if self.reasoning is not None and self.reasoning.effort not in (None, "none"):
+            given.append("reasoning.effort")
         options = self.stream_options
         if options is not None and not _is_one_of(options.include_obfuscation, _NOTHING):
             given.append("stream_options.include_obfuscation")

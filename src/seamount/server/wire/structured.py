@@ -19,6 +19,8 @@ from seamount.core.errors import InvalidRequestError
 from seamount.core.sampling import Grammar, GrammarKind
 from seamount.engine.grammar_schema import enforceable
 
+from .bounds import TOO_COMPLEX, is_too_complex
+
 MAX_CHOICES = 1024
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -132,6 +134,8 @@ def _grammar(kind: GrammarKind, text: Any, where: str) -> Grammar:
 
 
 def _parsed(text: str, where: str) -> Any:
+    if is_too_complex(text):
+        raise _bad(where, f"holds {TOO_COMPLEX}")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -9,10 +9,9 @@ from pydantic import Field
 from seamount.core.errors import InvalidRequestError
 
 from .chat import MAX_MESSAGES, ChatRequest, Message
-from .common import TemplateValue, Text, TokenId, WireModel
+from .common import MAX_TOKEN_IDS, TemplateValue, Text, TokenId, WireModel
 from .tools import MAX_TOOLS, Tool
 
-MAX_TOKEN_IDS = 2**20
 _ONLY_FOR_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs", "tools")
 
 

@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from seamount.core.errors import InvalidRequestError
 from seamount.engine.grammar_schema import enforceable
 
+from .bounds import simple_json
 from .common import Text, WireModel, unicode_text
 
 MAX_TOOLS = 128
@@ -133,7 +134,7 @@ class CalledFunction(WireModel):
     """Which function was called, and with what."""
 
     name: Text
-    arguments: Text = Field(description="JSON, as the model wrote it.")
+    arguments: Annotated[Text, AfterValidator(simple_json)] = Field(description="JSON, as the model wrote it.")
 
 
 class ToolCall(WireModel):

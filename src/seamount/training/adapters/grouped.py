@@ -1,7 +1,7 @@
 """The product of sorted rows with frozen experts, and what low-rank matrices beside them add, as one operation.
 
 Used by `layers` where gradients flow. One pass over the experts does all that an expert's rows need, while they are in
-the cache; done as three products and a sum it takes up to three times as long (docs/log.md). A frozen weight has no
+the cache; done as three products and a sum it takes longer, by a tenth to a half (docs/log.md). A frozen weight has no
 gradient, so of the rows only what the low-rank part needs is kept.
 """
 

@@ -13,6 +13,8 @@ from seamount.models.adapter import adaptable_modules
 from seamount.models.config import ModelConfig
 
 HEAD = "lm_head"
+LINEAR = "linear"
+"""All projections that every token passes: attention, dense and shared feed-forward networks, whatever a model has."""
 _EXPERTS = "experts."
 _PLACES = ((".mlp.experts.", "experts"), (".mlp.shared_experts.", "shared"), (".mlp.", "dense"))
 
@@ -28,7 +30,8 @@ def chosen_modules(config: ModelConfig, targets: Sequence[str]) -> dict[str, tup
     """The modules that targets mean, in the network's order, with the shapes of their weights.
 
     Args:
-        targets: groups, names, or ends of names (`q_proj`, `self_attn.q_proj`, `model.layers.0.mlp.up_proj`).
+        targets: groups (`linear` is a group of groups), names, or ends of names (`q_proj`, `self_attn.q_proj`,
+            `model.layers.0.mlp.up_proj`).
 
     Raises:
         ConfigError: one of them means nothing here; the hint lists what there is.
@@ -56,7 +59,8 @@ def shortest_names(chosen: Iterable[str], of_all: Iterable[str]) -> list[str]:
 
 
 def _means(target: str, name: str) -> bool:
-    if target == group_of(name):
+    group = group_of(name)
+    if target in (group, LINEAR if group in ("attention", "dense", "shared") else group):
         return True
     if group_of(name) == "experts" and _EXPERTS not in target:
         return False
@@ -73,4 +77,4 @@ def _known(modules: Mapping[str, object]) -> list[str]:
         name.rpartition(".mlp.")[2] if group_of(name) == "experts" else name.rpartition(".")[2]: None
         for name in modules
     }
-    return [*groups, *(leaf for leaf in leaves if leaf not in groups)]
+    return [LINEAR, *groups, *(leaf for leaf in leaves if leaf not in groups)]

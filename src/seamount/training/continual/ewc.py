@@ -59,7 +59,8 @@ def fisher(model: CausalLM, data: Dataset, num_examples: int, *, seed: int, worl
         logits.backward(_drawn(logits.detach(), generator).mul_(scale))
         for name, parameter in trained.items():
             if parameter.grad is not None:
-                found[name] += (parameter.grad.float() / scale).square_()
+                gradient = parameter.grad.float()
+                found[name].addcmul_(gradient, gradient, value=scale**-2)
                 parameter.grad = None
     world.add_up(list(found.values()))
     total = sum(float(tensor.sum(dtype=torch.float64)) for tensor in found.values())

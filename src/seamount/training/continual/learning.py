@@ -125,8 +125,8 @@ class Learner:
             self._watcher.began(tuned, task.data, trainer)
             trainer.run()
         finally:
-            self._trainer = None
             log.close(finished=trainer.position.step == count)
+        self._trainer = None
         if trainer.position.step < count:
             return None
         weights = {f"weights.{name}": tensor for name, tensor in trainer.final_weights().items()}
@@ -140,6 +140,7 @@ class Learner:
         gc.collect()  # the trainer and its network, which hooks hold in a circle
         model = network_of(recipe, weights, world.device).model
         tensors, train = dict(weights), task.data.train
+        tensors |= {name: tensor for name, tensor in known.items() if name.startswith("fisher.")}
         if section.elastic_weight_consolidation:
             new = fisher(model, train, section.fisher_examples, seed=recipe.seed, world=world)
             summed = joined(part(known, "fisher.", world.device), new, section.ewc_decay)

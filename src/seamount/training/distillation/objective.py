@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seamount.models.network import CausalLM
 from seamount.training.shards.packing import MicroBatch
-from seamount.training.tuning.loss import causal_loss, guesses, head_weight, sum_through_head
+from seamount.training.tuning.loss import causal_loss, filled_up, guesses, head_weight, sum_through_head
 from seamount.training.tuning.trainer import Objective
 
 _VALUES_AT_ONCE = 2**21
@@ -53,7 +53,8 @@ class WholeGuide(Guide):
     def compare(self, log_q: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """See `Guide.compare`."""
         size = log_q.shape[1]
-        logits = F.linear(self._hidden[rows], self._head[:size]).float().div_(self._temperature)
+        count = rows.stop - rows.start
+        logits = F.linear(filled_up(self._hidden[rows]), self._head[:size])[:count].float().div_(self._temperature)
         log_p = torch.log_softmax(logits, dim=-1)
         known = log_q[:, : log_p.shape[1]]
         p = log_p.exp()

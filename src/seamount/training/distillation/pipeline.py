@@ -110,6 +110,7 @@ def distill(
     world = World.join(recipe.device)
     watcher = watcher if watcher is not None and world.is_main else Silent()
     teacher = locate_model(recipe.teacher)
+    recipe.output.mkdir(parents=True, exist_ok=True)
     try:
         if world.is_main:
             watcher.stage("Making the student")

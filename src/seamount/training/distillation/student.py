@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from seamount.core.errors import ConfigError
+from seamount.core.errors import CapacityError, ConfigError
 from seamount.models.config import ModelConfig
 from seamount.models.keymap import placements
 from seamount.models.locate import is_gguf, locate_model
@@ -38,6 +39,7 @@ def make_student(section: StudentSection, teacher: Path, folder: Path, *, seed: 
         ConfigError: the config is of no supported model, or does not fit the teacher's tokens; the share cannot be
             reached; or `folder` holds another student.
         CheckpointError: there is no such model, or the teacher is broken.
+        CapacityError: the disk is full; the same call makes it once there is room.
     """
     if section.model is not None:
         return locate_model(section.model)
@@ -57,12 +59,19 @@ def make_student(section: StudentSection, teacher: Path, folder: Path, *, seed: 
     tensors = random_weights(config, seed)
     if section.shrink is not None:
         take_over(teacher, config, tensors)
-    shutil.rmtree(folder, ignore_errors=True)  # one that was not finished
-    folder.mkdir(parents=True)
-    for path in companions(teacher):
-        shutil.copyfile(path, folder / path.name)
-    save_folder(folder, raw, tensors, torch.float32)
-    write_whole(mark, json.dumps(told).encode())
+    try:
+        shutil.rmtree(folder, ignore_errors=True)  # one that was not finished
+        folder.mkdir(parents=True)
+        for path in companions(teacher):
+            shutil.copyfile(path, folder / path.name)
+        save_folder(folder, raw, tensors, torch.float32)
+        write_whole(mark, json.dumps(told).encode())
+    except (OSError, SafetensorError) as cause:
+        raise CapacityError(
+            f"The student cannot be written to {folder}: {cause}.",
+            hint="Make room, or choose another output, and give the same command again.",
+            code="disk_full",
+        ) from cause
     return folder
 
 

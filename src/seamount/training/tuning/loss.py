@@ -17,7 +17,6 @@ from seamount.models.network import CausalLM
 from seamount.training.shards.packing import MicroBatch
 
 _ROWS_AT_ONCE = 1024
-# Pieces have a multiple of so many rows: the CPU's matrix library prepares itself for each new shape.
 _ROW_MULTIPLE = 128
 
 
@@ -93,6 +92,15 @@ def sum_through_head(hidden: Tensor, head: Tensor, piece: Callable[[Tensor, int]
     return _HeadLoss.apply(hidden, head, piece)
 
 
+def filled_up(rows: Tensor) -> Tensor:
+    """`rows [N, C]` and, on a CPU, zeros below them, so that few numbers of rows occur.
+
+    The matrix library prepares itself for each new shape, which takes as long as the product of so few rows.
+    """
+    missing = -rows.shape[0] % _ROW_MULTIPLE if rows.device.type == "cpu" else 0
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
+
+
 class _HeadLoss(torch.autograd.Function):
     """Product with the head and loss in one, a piece of the rows at a time; gradients are made on the way."""
 
@@ -103,14 +111,16 @@ class _HeadLoss(torch.autograd.Function):
         grad_head = torch.zeros_like(head, dtype=torch.float32) if wants_head else None
         total = hidden.new_zeros((), dtype=torch.float32)
         for start in range(0, hidden.shape[0], _ROWS_AT_ONCE):
-            rows = hidden[start : start + _ROWS_AT_ONCE]
+            count = min(hidden.shape[0] - start, _ROWS_AT_ONCE)
+            rows = filled_up(hidden[start : start + count])
             logits = F.linear(rows, head).float()
-            total += piece(logits, start)
+            total += piece(logits[:count], start)
             if grad_hidden is None and grad_head is None:
                 continue
+            logits[count:] = 0.0
             slope = logits.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(slope, head, out=grad_hidden[start : start + _ROWS_AT_ONCE])
+                grad_hidden[start : start + count] = (slope @ head)[:count]
             if grad_head is not None:
                 grad_head += slope.T @ rows
         ctx.grads = (grad_hidden, None if grad_head is None else grad_head.to(head.dtype))

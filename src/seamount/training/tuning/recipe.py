@@ -72,8 +72,8 @@ class AdapterSection(Section):
         rank: inner width of each pair of matrices.
         alpha: the product is scaled by alpha / rank.
         dropout: of the adapter's input, while training.
-        targets: groups (`attention`, `dense`, `shared`, `experts`) or names of projections (`q_proj`, `kv_b_proj`,
-            ...).
+        targets: groups (`attention`, `dense`, `shared`, `experts`; `linear` is the first three, as far as the model has
+            them) or names of projections (`q_proj`, `kv_b_proj`, ...).
         use_rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
     """
 
@@ -81,7 +81,7 @@ class AdapterSection(Section):
     rank: int = Field(gt=0, le=4096, default=16)
     alpha: float = Field(gt=0, default=32.0)
     dropout: float = Field(ge=0, lt=1, default=0.0)
-    targets: tuple[str, ...] = Field(min_length=1, default=("attention", "dense", "shared"))
+    targets: tuple[str, ...] = Field(min_length=1, default=("linear",))
     use_rslora: bool = False
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from seamount.core.errors import CheckpointError, ConfigError
+from seamount.models.memory import keep_freed
 from seamount.models.network import CausalLM
 from seamount.training.shards.dataset import Dataset
 from seamount.training.shards.order import Order
@@ -192,6 +193,8 @@ class Trainer:
         evaluate_every = self.recipe.saving.evaluate_every_steps or max(self.num_steps // _TIMES_A_RUN, 1)
         saved = self.position.step
         self.model.train()
+        if self.world.device.type == "cpu":
+            keep_freed()
         while self.position.step < self.num_steps and not self._stops():
             record = self.step()
             if self.world.is_main:

@@ -173,7 +173,7 @@ def test_what_is_wrong_with_tasks_is_said_before_any_is_learned(begin: Begin) ->
         ([good, {"task_id": "x"}], ConfigError, "Task 2 has no data"),
         ([good, {**good, "task_id": "x", "dta": 1}], ConfigError, "'dta'"),
         ([good, {"task_id": "x", "data": []}], InvalidRequestError, "no records"),
-        ([good, {"task_id": "x", "data": [{"prompt": "a"}]}], InvalidRequestError, ""),
+        ([good, {"task_id": "x", "data": [{"prompt": "a"}]}], InvalidRequestError, "completion"),
         ([{**good, "task_id": 7}], ConfigError, "task_id of task 1"),
     ):
         run = begin()

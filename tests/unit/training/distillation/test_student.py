@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 import tuning_site as site
+from safetensors import SafetensorError
 from torch import Tensor
 
-from seamount.core.errors import CheckpointError, ConfigError
+from seamount.core.errors import CapacityError, CheckpointError, ConfigError
+from seamount.models import saving
 from seamount.models.config import ModelConfig
 from seamount.models.loading import load_model
 from seamount.models.locate import locate_model
@@ -140,7 +142,7 @@ def _names(tensors: dict[str, Tensor], index: int) -> list[str]:
     return [name.removeprefix(prefix) for name in tensors if name.startswith(prefix)]
 
 
-@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.15, 0.25, 0.5, 0.9])
 @pytest.mark.parametrize("raw", [DENSE, LATENT, site.shape(num_hidden_layers=5, vocab_size=500)])
 def test_a_share_is_kept_to_and_used(raw: dict[str, Any], share: float) -> None:
     config = ModelConfig.from_dict(raw)
@@ -188,6 +190,22 @@ def test_a_student_that_was_half_made_is_made_again(small_checkpoint: Path, tmp_
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "model.safetensors").write_bytes(b"half")
     loaded(make_student(StudentSection(config=STUDENT), small_checkpoint, tmp_path / "a", seed=3))
+
+
+def test_a_full_disk_is_said_and_the_student_made_later(
+    small_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section, folder = StudentSection(config=STUDENT), tmp_path / "a"
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "save_file", full)
+        with pytest.raises(CapacityError, match="No space left") as told:
+            make_student(section, small_checkpoint, folder, seed=3)
+    assert told.value.code == "disk_full"
+    loaded(make_student(section, small_checkpoint, folder, seed=3))
 
 
 def test_a_student_with_fewer_tokens_is_an_error(small_checkpoint: Path, tmp_path: Path) -> None:

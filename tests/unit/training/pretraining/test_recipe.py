@@ -13,9 +13,8 @@ from seamount.training.pretraining.recipe import Recipe
 RECIPES = Path(seamount.__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_recipes_are_valid_and_describe_a_network(path):
-    recipe = Recipe.from_file(path)
+def test_the_shipped_recipe_is_valid_and_describes_a_network():
+    recipe = Recipe.from_file(RECIPES / "seamount-tiny.yaml")
     config = ModelConfig.from_dict(recipe.model)
     assert max(recipe.data.buckets) <= config.max_position
 
