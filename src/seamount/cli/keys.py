@@ -153,8 +153,8 @@ def _revoke(args: argparse.Namespace, state: Database) -> int:
         other.principal.is_admin and other.state(time.time()) == "active" for other in keys.all()
     ):
         print(
-            "It was the last administrator's: nobody manages keys over HTTP any more. `seamount keys add --admin` makes "
-            "another one here.",
+            "It was the last administrator's: nobody manages keys over HTTP any more. "
+            "`seamount keys add --admin` makes another one here.",
             file=sys.stderr,
         )
     return 0
