@@ -258,8 +258,9 @@ def check_storm(seen: Seen, grown: Counter[str]) -> list[str]:
         for name, (low, high) in bounds.items()
         if not low <= grown[name] <= high
     ]
-    if not ok <= ended <= ok + maybe + failed:
-        wrong.append(f"{ended} requests ended one way or another, not {ok} to {ok + maybe + failed}")
+    answered = ok + seen.outcomes["bad"]  # what is refused ends too
+    if not answered <= ended <= answered + maybe + failed:
+        wrong.append(f"{ended} requests ended one way or another, not {answered} to {answered + maybe + failed}")
     if grown["vllm:generation_tokens_total"] < seen.completion_tokens:
         wrong.append("fewer tokens were counted than clients were told")
     return wrong

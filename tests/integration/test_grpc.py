@@ -218,6 +218,10 @@ async def test_keys_are_asked_for_and_limits_hold(open_service, pb, keys):
     assert dict(await call.trailing_metadata())["x-ratelimit-remaining-requests"] == "0"
     error = await refused(stub.Chat(chat(pb), metadata=bearer))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # What is wrong counts too, and then is not told any more.
+    wrong, _ = made.add(Principal(key_id=None, tenant="bank", limits=limits))
+    codes = [(await refused(stub.Chat(chat(pb, n=-1), metadata=(("x-api-key", wrong),)))).code() for _ in range(2)]
+    assert codes == [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED]
     told = dict(error.trailing_metadata())
     assert told["seamount-code"] == "requests_per_minute_exceeded"
     assert 0 < int(told["retry-after"]) <= 60

@@ -183,7 +183,9 @@ KNOWN = {
     'vllm:request_generation_tokens_bucket{le="4.0"}': 1,
     "vllm:request_params_n_sum": 5 + 2 + 4 + 1 + 1,
     'sum(seamount:request_failures_total{code="client_gone"})': 2,
-    "sum(seamount:request_failures_total)": 2,
+    'sum(seamount:request_failures_total{code="invalid_value"})': 2,
+    'sum(seamount:request_failures_total{code="model_not_found"})': 1,
+    "sum(seamount:request_failures_total)": 2 + 2 + 1 + 2 + 1,  # and two without a good key, and one to nowhere
     'sum(seamount:requests_rejected_total{reason="requests_per_minute_exceeded"})': 1,
     "sum(seamount:requests_rejected_total)": 1,
     'sum(http_requests_total{handler="/v1/completions",status="200"})': 5 + 1 + 1 + 2 + 1,

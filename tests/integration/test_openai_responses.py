@@ -286,7 +286,7 @@ async def test_sampling_reaches_the_engine_as_sent(serve):
         ({"background": True}, "background", "background"),
         ({"conversation": "conv_1"}, "conversation", "previous_response_id"),
         ({"truncation": "auto"}, "truncation", "not supported"),
-        ({"reasoning": {"effort": "high"}}, "reasoning.effort", "chat_template_kwargs"),
+        ({"reasoning": {"effort": "some"}}, "reasoning.effort", "'none'"),
         ({"reasoning": {"summary": "detailed"}}, "reasoning.summary", "summaries"),
         ({"text": {"verbosity": "low"}}, "text.verbosity", "prompt"),
         ({"text": {"format": {"type": "json_schema", "name": "a b", "schema": {}}}}, "text.format.name", "letters"),

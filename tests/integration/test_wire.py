@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 
 import httpx
 import pytest
@@ -11,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from seamount.engine.fake import FakeEngine, say
 from seamount.server import streaming
-from seamount.server.door import middleware
+from seamount.server.door import body, middleware
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "geheimer Text"}]}
 
@@ -69,6 +70,50 @@ async def test_an_announced_body_over_the_limit_is_refused_unread(serve):
     writer.close()
     assert answer.startswith("HTTP/1.1 413")
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "body_too_large"
+
+
+async def test_others_are_answered_while_a_large_wrong_body_is_read(serve, monkeypatch):
+    """Whatever it takes to read it: here, until somebody else was answered."""
+    running = await serve(FakeEngine(say("ok")))
+    may_go, read = threading.Event(), body.strict_json
+    monkeypatch.setattr(body, "strict_json", lambda text: (may_go.wait(60), read(text))[1])
+    wrong = json.dumps({**CHAT, "stop": [1] * 3_300_000})
+    headers = {"content-type": "application/json"}
+    async with httpx.AsyncClient(base_url=running.url, timeout=120) as client:
+        reading = asyncio.create_task(client.post("/v1/chat/completions", content=wrong, headers=headers))
+        for path in ("/healthz", "/readyz", "/v1/models"):
+            assert (await client.get(path)).status_code == 200
+        assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+        assert not reading.done()
+        may_go.set()
+        async with asyncio.timeout(60):
+            while not reading.done():
+                assert (await client.get("/healthz")).status_code == 200
+        answer = reading.result()
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stop[0]")
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost:{port}/v1/models?x=1", "localhost", 200),
+        ("HTTP://127.0.0.1:{port}/v1/models", "evil.example", 200),  # the target outdoes the header
+        ("http://evil.example/v1/models", "localhost", 403),
+        ("http://user@localhost/v1/models", "localhost", 403),
+        ("http://localhost/nowhere", "localhost", 404),
+        ("http://localhost", "localhost", 200),
+    ],
+)
+async def test_a_target_that_is_a_whole_url_is_understood(serve, target, host, status):
+    running = await serve(FakeEngine())
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    asked = target.format(port=running.port)
+    writer.write(f"GET {asked} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    assert int(answer.split(" ", 2)[1]) == status
+    if status == 200 and "models" in target:
+        assert '"fake"' in answer
 
 
 HALF = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"

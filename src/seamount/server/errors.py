@@ -217,11 +217,15 @@ def _most_telling(problems: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """A union reports each of its arms; the arm that got furthest is the one that the caller meant."""
     field = _names(problems[0]["loc"])[:4]
     same_field = [p for p in problems if _names(p["loc"])[: len(field)] == field]
-    return max(same_field, key=lambda p: len(p["loc"]))
+    return max(same_field, key=lambda p: (len(p["loc"]), not p["type"].endswith("_type")))
 
 
 # pydantic puts the arm of a union into a location: these are no field names below the first level.
-_ARMS = {"str", "int", "float", "bool", "dict", "system", "developer", "user", "assistant", "tool"}
+_ARMS = {
+    *("str", "int", "float", "bool", "dict"),
+    *("system", "developer", "user", "assistant", "tool"),
+    *("NamedToolChoice", "ResponseToolChoice"),
+}
 
 
 def _names(location: Sequence[str | int]) -> list[str | int]:

@@ -16,6 +16,8 @@ from seamount.engine.fake import FakeEngine, say
 from seamount.server.door import body as door_body
 from seamount.server.door.access import Access
 from seamount.server.door.body import strict_json
+from seamount.server.rpc import seamount_pb2 as pb
+from seamount.server.rpc import translate
 from seamount.server.wire import bounds
 from seamount.server.wire.bounds import MAX_NAMES, MAX_PARTS, is_too_complex
 
@@ -44,7 +46,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], str]] = {
     "stop": (CHATS, {**CHAT, "stop": [1] * MANY}, "stop[0]"),
     "stop, all of them right": (CHATS, {**CHAT, "stop": ["a"] * MANY}, "at most 16 items"),
     "content": (CHATS, user([1] * MANY), "messages[0].content[0]"),
-    "content, all of it right": (CHATS, user([{"type": "text", "text": "a"}] * MANY), "at most 4096 items"),
+    "content, all of it right": (CHATS, user([{"type": "text", "text": "a"}] * MANY), "context"),
     "messages": (CHATS, {**CHAT, "messages": [{"role": "user", "content": "a"}] * MANY}, "at most 4096 items"),
     "wrong messages": (CHATS, {**CHAT, "messages": [{}] * MANY}, "messages[0]"),
     "calls": (CHATS, {**CHAT, "messages": [{"role": "assistant", "tool_calls": [1] * MANY}]}, "tool_calls[0]"),
@@ -68,7 +70,7 @@ BODIES: dict[str, tuple[str, dict[str, Any], str]] = {
                 {
                     "role": "assistant",
                     "tool_calls": [
-                        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[]" * MAX_PARTS}}
+                        {"id": "a", "type": "function", "function": {"name": "f", "arguments": "[]" * (MAX_PARTS + 1)}}
                     ],
                 },
             ],
@@ -142,9 +144,10 @@ def test_parts_are_counted_exactly(value, ascii_only):
     text = json.dumps(value, ensure_ascii=ascii_only)
     count = num_parts(value)
     with pytest.MonkeyPatch.context() as patch:
-        for most, outcome in ((count, False), (count - 1, count > 0)):
-            patch.setattr(bounds, "MAX_PARTS", most)
-            assert is_too_complex(text) is outcome
+        patch.setattr(bounds, "MAX_PARTS", count)
+        assert not is_too_complex(text)
+        patch.setattr(bounds, "MAX_PARTS", max(count - 1, 0))
+        assert is_too_complex(text) is (count > 0)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
@@ -153,6 +156,30 @@ def test_no_encoding_hides_parts(encoding):
     assert strict_json(right.encode(encoding)) == {"a": "∢" * 5}
     with pytest.raises(InvalidRequestError, match="more than"):
         strict_json(wrong.encode(encoding))
+
+
+MANY_CALLS = pb.Message(role=pb.ROLE_ASSISTANT, tool_calls=[pb.ToolCall()] * (MAX_NAMES // 2 + 1))
+
+
+@pytest.mark.parametrize(
+    ("read", "message", "param"),
+    [
+        (translate.chat_request, pb.ChatRequest(messages=[pb.Message()] * 4097), "messages"),
+        (translate.chat_request, pb.ChatRequest(messages=[MANY_CALLS] * 2), "tool_calls"),
+        (translate.chat_request, pb.ChatRequest(tools=[pb.Tool()] * (MAX_NAMES + 1)), "tools"),
+        (translate.chat_request, pb.ChatRequest(logit_bias=dict.fromkeys(range(MAX_NAMES + 1), 1.0)), "logit_bias"),
+        (translate.completion_request, pb.CompletionRequest(prompt=[pb.Prompt()] * (MAX_NAMES + 1)), "prompt"),
+        (translate.detokenize_request, pb.DetokenizeRequest(tokens=[1] * (2**20 + 1)), "tokens"),
+    ],
+)
+def test_a_message_of_many_parts_is_refused_before_they_are_looked_at(monkeypatch, read, message, param):
+    monkeypatch.setattr(translate, "_CONVERT", {"messages": translate._messages})
+    monkeypatch.setattr(translate, "_message", None)
+    monkeypatch.setattr(translate, "validated", None)
+    more = {} if read is translate.detokenize_request else {"stream": False}
+    with pytest.raises(InvalidRequestError) as caught:
+        read(message, **more)
+    assert (caught.value.param, caught.value.code) == (param, "body_too_complex")
 
 
 class OneKey:

@@ -37,7 +37,8 @@ PROTO = Path(rpc.__file__).with_name("seamount.proto")
 
 # Parameters that HTTP alone has: those that it takes only to refuse or to ignore them, and how an answer is sent.
 ONLY_HTTP = {"stream", "stream_options", "user"}
-ONLY_HTTP_CHAT = ONLY_HTTP | set(ChatRequest.refusals) | set(ChatRequest.ignored_names)
+THINKING = {"reasoning_effort", "thinking"}  # other words for a switch in chat_template_kwargs
+ONLY_HTTP_CHAT = ONLY_HTTP | THINKING | set(ChatRequest.refusals) | set(ChatRequest.ignored_names)
 ONLY_HTTP_TEXT = ONLY_HTTP | set(CompletionRequest.refusals) | set(CompletionRequest.ignored_names)
 
 

@@ -80,7 +80,9 @@ class Metrics:
         self.generated_tokens = self._counter("vllm:generation_tokens", "Generated tokens.")
         self.cached_tokens = self._counter("vllm:prompt_tokens_cached", "Prompt tokens that were not computed again.")
         self.success = self._counter("vllm:request_success", "Finished sequences, by reason.", "finished_reason")
-        self.failures = self._counter("seamount:request_failures", "Requests that failed, by error code.", "code")
+        self.failures = self._counter(
+            "seamount:request_failures", "Requests that failed or were refused, by error code.", "code"
+        )
         self.rejections = self._counter("seamount:requests_rejected", "Requests that never began, by reason.", "reason")
         self.admission_s = self._histogram("seamount:admission_wait_seconds", "Waiting to be let in.", _WAIT_S)
         self.spans = Counter(

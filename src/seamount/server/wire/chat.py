@@ -28,8 +28,6 @@ from .structured import RESPONSE_FORMAT, STRUCTURED_OUTPUTS, parse_grammar
 from .tools import MAX_TOOLS, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolUse, tool_use
 
 MAX_MESSAGES = 4096
-MAX_CONTENT_PARTS = 4096  # of one message
-MAX_TOOL_CALLS = 1024  # of one message
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -46,7 +44,7 @@ class TextPart(WireModel):
     text: Text
 
 
-Content = Text | Annotated[list[TextPart], Field(max_length=MAX_CONTENT_PARTS)]
+Content = Text | list[TextPart]
 
 
 class SystemMessage(WireModel):
@@ -85,7 +83,7 @@ class AssistantMessage(WireModel):
     name: Text | None = None
     reasoning_content: Text | None = None
     reasoning: Text | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOL_CALLS)] | None = None
+    tool_calls: list[ToolCall] | None = None
     prefix: bool | None = None
     refusal: None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None

@@ -21,6 +21,7 @@ from seamount.training.tuning.loss import guesses
 from seamount.training.tuning.optimizer import Optimizer
 
 _FP16_SCALE = 2.0**10
+_TEMPERATURE = 2.0
 
 
 def fisher(model: CausalLM, data: Dataset, num_examples: int, *, seed: int, world: World) -> dict[str, Tensor]:
@@ -31,9 +32,13 @@ def fisher(model: CausalLM, data: Dataset, num_examples: int, *, seed: int, worl
     Fisher", which is none (Kunstner, Balles and Hennig, arXiv 1905.12558); the square of a batch's mean gradient
     shrinks with the batch and mixes examples.
 
+    The model's guesses are softened to temperature 2 for it. Of what a model has learned it is sure, and where it is
+    quite sure the loss is flat near by, though it rises steeply further out: information at temperature 1 would say
+    that nothing needs these weights (docs/log.md has what that costs).
+
     A drawn token's gradient at the logits is e - p, with covariance diag(p) - p p'. Normal vectors of that covariance
-    are drawn in its place: the expectation is the same, and where the model is sure of itself, as it is of what it has
-    learned, the little information that is left does not hang on whether an unlikely token happened to be drawn.
+    are drawn in its place: the expectation is the same, and does not hang on whether an unlikely token happened to be
+    drawn.
 
     Surer tasks have less information, by orders of magnitude; divided by its sum every task counts the same, which is
     what online EWC does (Schwarz et al., arXiv 1805.06370, section 3).
@@ -56,7 +61,7 @@ def fisher(model: CausalLM, data: Dataset, num_examples: int, *, seed: int, worl
         hidden = model.hidden_states(micro.batch(), None).index_select(0, guesses(micro).rows)
         logits = model.logits(model.norm(hidden))
         generator = torch.Generator(device).manual_seed(seed * 2**31 + index)
-        logits.backward(_drawn(logits.detach(), generator).mul_(scale))
+        logits.backward(_drawn(logits.detach() / _TEMPERATURE, generator).mul_(scale))
         for name, parameter in trained.items():
             if parameter.grad is not None:
                 gradient = parameter.grad.float()

@@ -29,13 +29,16 @@ def small_network() -> CausalLM:
 
 
 def by_definition(model: CausalLM, data: ExampleList) -> dict[str, Tensor]:
-    """Sum over examples, trained tokens and all tokens that might stand there of p * (gradient of log p)**2."""
+    """Sum over examples, trained tokens and all tokens that might stand there of p * (gradient of log p)**2.
+
+    p is softened to temperature 2.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for index in range(len(data)):
         micro = pack([(index, data.example(index))], micro_tokens=1)[0]
         hidden = model.hidden_states(micro.batch(), None).index_select(0, guesses(micro).rows)
-        chances = model.logits(model.norm(hidden)).log_softmax(dim=-1)
+        chances = (model.logits(model.norm(hidden)) / 2).log_softmax(dim=-1)
         for chance in chances.flatten():
             gradients = torch.autograd.grad(chance, list(parameters.values()), retain_graph=True)
             for name, gradient in zip(parameters, gradients, strict=True):
