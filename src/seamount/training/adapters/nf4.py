@@ -4,7 +4,7 @@ Blocks of 64 values share their largest magnitude; each value is the nearest of 
 normally distributed weights (appendix E of the paper). The blocks' magnitudes are rounded in turn, to 8 bits between
 the least and the largest of 256 blocks (section 3's double quantization, with evenly spaced levels): 4.13 bits per
 weight in all. Products dequantize the matrix to the activations' type, forward and again backward, so that nothing of
-its size outlives them. Used by `layers`; knows nothing of adapters.
+its size outlives them. Used by `layers`; knows nothing of adapters and networks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from seamount.models.layers import Experts
-from seamount.models.linear import Linear
-from seamount.models.network import CausalLM
 
 BLOCK = 64
 _BLOCKS_PER_GROUP = 256
@@ -93,28 +89,6 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (grad,) = grads
         return grad @ ctx.weight.dequantize(grad.dtype), None
-
-
-def quantize_base(model: CausalLM) -> None:
-    """Hold the matrices of the decoder's layers in 4 bits from now on, one after the other, on their device.
-
-    Embedding, head, norms, routers, biases and multi-token-prediction blocks stay as they are, adapters too. May come
-    before or after these. The network cannot be saved then, nor be cast to another type.
-    """
-    from .layers import AdaptedExperts, AdaptedLinear, replace
-
-    for name, module in list(model.layers.named_modules(prefix="layers")):
-        if isinstance(module, Linear):
-            linear = module if isinstance(module, AdaptedLinear) else AdaptedLinear(module)
-            linear.nf4 = Nf4(linear.weight)
-            linear.weight = None  # type: ignore[assignment]
-            replace(model, name, linear)
-        elif isinstance(module, Experts):
-            experts = module if isinstance(module, AdaptedExperts) else AdaptedExperts(module)
-            for leaf in ("gate_up_proj", "down_proj"):
-                setattr(experts, f"{leaf}_nf4", Nf4(getattr(experts, leaf)))
-                setattr(experts, leaf, None)
-            replace(model, name, experts)
 
 
 def _at_once(device: torch.device) -> int:

@@ -29,7 +29,7 @@ from seamount.training.tuning.network import DTYPES
 from seamount.training.tuning.pipeline import Resume, Silent, TuneResult, Watcher, tune
 from seamount.training.tuning.prepare import Prepared
 from seamount.training.tuning.report import write_report
-from seamount.training.tuning.scoring import questions, score
+from seamount.training.tuning.scoring import questions, score_model
 from seamount.training.tuning.trainer import Objective
 
 from .cache import CacheFacts, TopCache, build
@@ -242,16 +242,10 @@ def _sizes(teacher: Path, student: Path, watcher: Watcher) -> Sizes:
 def _accuracy(recipe: DistillRecipe, folder: Path, data: Prepared, watcher: Watcher) -> float | None:
     if data.evaluation is None or not recipe.data.scored:
         return None
-    from seamount.engine.llm import LLM
-
     watcher.stage(f"Answering evaluation examples: {folder.name}")
-    llm = LLM(str(folder), max_model_len=recipe.data.max_length + 512)
-    try:
-        asked = questions(data.evaluation, recipe.data.scored)
-        return score(llm, llm.prompt_encoder, asked, on_progress=watcher.scoring).accuracy
-    finally:
-        del llm
-        gc.collect()
+    asked = questions(data.evaluation, recipe.data.scored)
+    max_length = recipe.data.max_length
+    return score_model(str(folder), None, asked, max_length=max_length, on_progress=watcher.scoring).accuracy
 
 
 def _tell(folder: Path, told: dict[str, Any]) -> None:

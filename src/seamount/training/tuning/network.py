@@ -25,7 +25,7 @@ from seamount.models.reading import Progress
 from seamount.models.saving import companions, save_folder
 from seamount.training.adapters.files import save_adapter
 from seamount.training.adapters.lora import add_adapters
-from seamount.training.adapters.nf4 import quantize_base
+from seamount.training.adapters.qlora import quantize_base
 
 from .recipe import TuneRecipe
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from seamount.core.errors import CheckpointError
-from seamount.training.pretraining.optimizer import is_matrix
+from seamount.training.muon import Muon, is_matrix
 
-from .muon import Muon
 from .recipe import OptimizerSection
 
 _FIRST_SCALE = 2.0**14

@@ -28,7 +28,7 @@ from .network import Tuned, open_network, tunable, write_result
 from .prepare import Prepared, prepare
 from .recipe import TuneRecipe
 from .report import write_report
-from .scoring import Score, questions, score
+from .scoring import Score, questions, score_model
 from .state import CheckpointStore
 from .surroundings import surroundings
 from .trainer import EvaluationRecord, Objective, Position, StepRecord, Trainer
@@ -211,9 +211,9 @@ class _Run:
         encoder = PromptEncoder.from_folder(tunable(recipe.model))
         try:
             data = prepare(recipe.data, encoder, recipe.seed, train=train, evaluation=evaluation)
-            self._score_before(encoder, data)
         finally:
             encoder.close()
+        self._score_before(data)
         result = self._train(data, store, start)
         gc.collect()  # the network, before the engine loads what came out
         if result is not None:
@@ -308,7 +308,7 @@ class _Run:
         log.rewind(start or 0)
         return log
 
-    def _score_before(self, encoder: PromptEncoder, data: Prepared) -> None:
+    def _score_before(self, data: Prepared) -> None:
         most = self._recipe.data.scored
         if data.evaluation is None or not most or not self._world.is_main:
             return
@@ -319,35 +319,29 @@ class _Run:
                 self._before = Score(**held["before"])
                 return
         self._watcher.stage("Answering evaluation examples before the run")
-        self._before = self._score(None, encoder, data)
+        self._before = self._score(None, data)
         self._write(_SCORES, {"asked_of": asked_of, "before": asdict(self._before)})
 
     def _score_after(self, result: Path, data: Prepared) -> None:
         if self._before is None:
             return
         self._watcher.stage("Answering evaluation examples after the run")
-        self._after = self._score(result, None, data)
+        self._after = self._score(result, data)
         held = json.loads((self._folder / _SCORES).read_text(encoding="utf-8"))
         self._write(_SCORES, held | {"after": asdict(self._after)})
 
-    def _score(self, result: Path | None, encoder: PromptEncoder | None, data: Prepared) -> Score:
-        from seamount.engine.llm import LLM
-
-        recipe, options = self._recipe, dict[str, Any]()
+    def _score(self, result: Path | None, data: Prepared) -> Score:
+        recipe, adapter = self._recipe, None
         model = recipe.model
         if result is not None and recipe.adapter is not None:
-            options["adapter"] = str(result)
+            adapter = result
         elif result is not None:
             model = str(result)
-        llm = LLM(model, max_model_len=recipe.data.max_length + 512, **options)
         if data.evaluation is None:
             raise ConfigError("There is no evaluation data.")
         asked = questions(data.evaluation, recipe.data.scored)
-        try:
-            return score(llm, encoder or llm.prompt_encoder, asked, on_progress=self._watcher.scoring)
-        finally:
-            del llm
-            gc.collect()
+        max_length = recipe.data.max_length
+        return score_model(model, adapter, asked, max_length=max_length, on_progress=self._watcher.scoring)
 
     def _write_facts(self, tuned: Tuned, data: Prepared) -> None:
         (self._folder / _RECIPE).write_text(self._recipe.to_yaml(), encoding="utf-8")

@@ -1,17 +1,20 @@
 """Exact match of a model's answers to held-out examples: what "before" and "after" of a run compare.
 
-Called by `pipeline` and by `seamount eval --data`. An answer is what stands behind the reasoning, if any; JSON is
-compared as JSON. It must not know how tokens are generated.
+Called by `pipeline`, by distillation's, and by `seamount eval --data`. An answer is what stands behind the reasoning,
+if any; JSON is compared as JSON. It must not know how tokens are generated.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from seamount.core.sampling import SamplingParams
 from seamount.training.evaluate import Encoder, Generated
@@ -91,6 +94,33 @@ def score(
         for question, answer in zip(asked, answers, strict=True)
     )
     return Score(num_right, len(asked))
+
+
+def score_model(
+    model: str,
+    adapter: Path | None,
+    asked: Sequence[Question],
+    *,
+    max_length: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """As `score`, by an engine that is loaded for it and gone afterwards.
+
+    Args:
+        model, adapter: name of an embedded model or a folder, and a folder or None.
+        max_length: tokens of the longest question with its answer.
+    """
+    from seamount.engine.llm import LLM
+
+    # The engine computes with threads of its own, and leaves torch one; training goes on with those that it had.
+    threads = torch.get_num_threads()
+    llm = LLM(model, max_model_len=max_length + 512, adapter=None if adapter is None else str(adapter))
+    try:
+        return score(llm, llm.prompt_encoder, asked, on_progress=on_progress)
+    finally:
+        del llm
+        gc.collect()
+        torch.set_num_threads(threads)
 
 
 def same_answer(text: str, wanted: str) -> bool:

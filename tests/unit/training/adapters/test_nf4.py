@@ -10,7 +10,8 @@ from bitsandbytes import functional as reference
 
 from seamount.models.loading import resident_bytes
 from seamount.training.adapters.lora import adapter_parameters, add_adapters
-from seamount.training.adapters.nf4 import BLOCK, LEVELS, Nf4, quantize_base
+from seamount.training.adapters.nf4 import BLOCK, LEVELS, Nf4
+from seamount.training.adapters.qlora import quantize_base
 
 EVERY = ("attention", "dense", "shared", "experts")
 

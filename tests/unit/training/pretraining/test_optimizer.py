@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from seamount.core.errors import CheckpointError
-from seamount.training.pretraining.optimizer import Optimizer, orthogonalize
+from seamount.training.muon import orthogonalize
+from seamount.training.pretraining.optimizer import Optimizer
 from seamount.training.pretraining.recipe import OptimizerSection
 
 

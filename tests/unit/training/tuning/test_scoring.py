@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import ExampleList
-from seamount.training.tuning.scoring import questions, same_answer, score
+from seamount.training.tuning.scoring import questions, same_answer, score, score_model
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,18 @@ def test_questions_are_spread_over_the_data() -> None:
     rows = [Example(np.array([index, index], np.int32), np.array([False, True])) for index in range(100)]
     assert [asked.wanted[0] for asked in questions(ExampleList(rows), 5)] == [0, 25, 50, 74, 99]
     assert len(questions(ExampleList(rows), 1000)) == 100
+
+
+def test_training_goes_on_with_its_own_threads_after_an_engine_has_answered() -> None:
+    # A resumed run scores nothing before it: with other threads than the first it would come to other weights.
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        asked = questions(ExampleList([Example(np.array([0, 5, 6], np.int32), np.array([False, False, True]))]), 1)
+        assert score_model("seamount-tiny", None, asked, max_length=64).num_items == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 class Parrot:
