@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data_flags import add_data_flags, open_renderer
+from .data_flags import add_data_flags, add_language_flag, open_renderer
 from .screen import harmless
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--invalid", choices=("error", "skip"), default="error", help="records that nothing can be learned from (error)"
     )
+    add_language_flag(parser)
     parser.add_argument(
         "--threads", type=_positive, metavar="N", help="that render and encode (one per processor, up to 4)"
     )
@@ -63,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
         overlong=args.overlong,
         duplicates=args.duplicates,
         invalid=args.invalid,
+        language=args.language,
     )
     encoder, renderer = open_renderer(args)
     # A build that is told to end says how it goes on, as one that is interrupted does.

@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from .data_flags import add_data_flags, open_renderer
+from .data_flags import add_data_flags, add_language_flag, open_renderer
 from .screen import harmless
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="error",
         help="what becomes of records longer than --max-length (error)",
     )
-    parser.add_argument("--language", metavar="CODE", help="what answers should be in, such as en or zh (anything)")
+    add_language_flag(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -27,6 +27,11 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_language_flag(parser: argparse.ArgumentParser) -> None:
+    """Add what all records should be in."""
+    parser.add_argument("--language", metavar="CODE", help="what answers should be in, such as en or zh (anything)")
+
+
 def open_renderer(args: argparse.Namespace) -> tuple[PromptEncoder, Renderer]:
     """Return the model's prompt encoder, which the caller closes, and the renderer of examples; no weights are read.
 

@@ -1,8 +1,8 @@
 """Muon: what changes the matrices of a network that is trained from nothing or nearly so.
 
-Called by the optimizers of `pretraining` and of `tuning`, each beside Adam for what is no matrix. It replaces a matrix's
-momentum by the nearest orthogonal matrix (Jordan et al., 2024), at the size of Adam's updates, so that one learning
-rate serves both (Liu et al., 2025, arXiv 2502.16982). It must not know the loss.
+Called by the optimizers of `pretraining` and of `tuning`, each beside Adam for what is no matrix. It replaces the
+momentum of a matrix by the nearest orthogonal matrix (Jordan et al., 2024), at the size of Adam's updates, so that one
+learning rate serves both (Liu et al., 2025, arXiv 2502.16982). It must not know the loss.
 """
 
 from __future__ import annotations

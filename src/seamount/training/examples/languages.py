@@ -1,14 +1,19 @@
-"""Whether a text is in the script of the language that it should be in: `wrong_language`.
+"""Whether a text is in the script of the language that it should be in: `in_language`.
 
-Called by `stream`, and only where a language is expected. Looks at letters alone: it tells Chinese from English and not
-German from English.
+Called by `stream` and by `shards.scan`, and only where a language is expected. Looks at letters alone: it tells Chinese
+from English and not German from English.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from seamount.core.errors import ConfigError
+
+from .formats import Format
+from .record import Record
+from .sample import Sample
 
 _LETTERS = {
     "Latin": "A-Za-z\u00c0-\u024f\u1e00-\u1eff",
@@ -52,6 +57,25 @@ def check_language(language: str) -> None:
         raise ConfigError(
             f"The language {language[:40]!r} cannot be checked.", hint=f"Known are {', '.join(sorted(_SCRIPTS))}."
         )
+
+
+def in_language(form: Format, language: str) -> Format:
+    """The format, and records in which the assistant's words are mostly in another language's script are broken.
+
+    Raises:
+        ConfigError: see `check_language`.
+    """
+    check_language(language)
+
+    def read(record: Record) -> Sample:
+        sample = form.read(record)
+        script = wrong_language(sample.learned_text(), language)
+        if script is not None:
+            field = sample.fields[-1] if sample.fields else "text"
+            raise sample.error(field, f"is mostly in {script} letters, and {language} is expected")
+        return sample
+
+    return replace(form, read=read)
 
 
 def wrong_language(text: str, language: str) -> str | None:

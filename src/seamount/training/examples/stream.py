@@ -15,7 +15,7 @@ from typing import Literal
 
 from .example import Example
 from .formats import PROBED_RECORDS, Format, recognise
-from .languages import check_language, wrong_language
+from .languages import check_language, in_language
 from .reading import Source, read_records, sources_of
 from .record import Record, RecordError
 from .rendering import Renderer
@@ -94,6 +94,8 @@ class ExampleStream:
                 yield RecordError(name, 0, reason="holds no records") if not probed else error
             return
         self.formats[name] = form.name
+        if self._language is not None:
+            form = in_language(form, self._language)
         for item in chain(probed, read):
             if isinstance(item, RecordError):
                 yield item
@@ -111,11 +113,6 @@ class ExampleStream:
                 there, row = self._parts[place >> _ROW_BITS], place & ((1 << _ROW_BITS) - 1)
                 file = f" of {there}" if isinstance(there, Path) and len(self._parts) > 1 else ""
                 raise sample.error("id", f"is that of row {row}{file} too")
-        if self._language is not None:
-            script = wrong_language(sample.learned_text(), self._language)
-            if script is not None:
-                field = sample.fields[-1] if sample.fields else "text"
-                raise sample.error(field, f"is mostly in {script} letters, and {self._language} is expected")
         return sample
 
     def _rendered(

@@ -42,6 +42,7 @@ class Job:
             Plain text is not concerned: long documents become several examples.
         duplicates: of records that say what an earlier one says: kept, or left out; counted and reported in any case.
         invalid: of records that no example can be made of: an error, or left out and reported.
+        language: what assistants' words should be in, such as `en` or `zh`, told by their script; others are invalid.
         shard_tokens: a shard ends when it has so many; as much work is lost at most when a build is killed.
     """
 
@@ -50,6 +51,7 @@ class Job:
     overlong: Literal["error", "skip", "cut"] = "error"
     duplicates: Literal["keep", "drop"] = "keep"
     invalid: Literal["error", "skip"] = "error"
+    language: str | None = None
     shard_tokens: int = 2**24
 
 
@@ -127,7 +129,7 @@ class _Build:
         self._job, self._files, self._folder, self._tell = job, files, folder, tell
         self._renderer, self._encoder = renderer, encoder
         self._sizes = [path.stat().st_size for path in files]
-        self._formats = scan.formats_of(files)
+        self._formats = scan.formats_of(files, job.language)
 
     def check(self, state: State) -> State:
         """Look through all records."""
@@ -231,6 +233,7 @@ def _origin(
         overlong=job.overlong,
         duplicates=job.duplicates,
         invalid=job.invalid,
+        language=job.language,
         shard_tokens=job.shard_tokens,
     )
     return origin, stamps

@@ -19,6 +19,7 @@ from typing import Self
 
 from seamount.core.errors import ConfigError
 from seamount.training.examples.formats import Format, recognise
+from seamount.training.examples.languages import in_language
 from seamount.training.examples.record import Record, RecordError
 from seamount.training.examples.sample import Sample
 from seamount.training.shards import store
@@ -53,13 +54,15 @@ def identify(files: Sequence[Path], progress: Callable[[int], None]) -> tuple[st
     return tuple(found)
 
 
-def formats_of(files: Sequence[Path]) -> list[Format]:
-    """The format of each file's records.
+def formats_of(files: Sequence[Path], language: str | None) -> list[Format]:
+    """The format of each file's records, whose words should be in the language, if one is given.
 
     Raises:
+        ConfigError: the language's script is not known.
         RecordError: a file holds none of a known format.
     """
-    return [recognise(_only_records([path])) for path in files]
+    found = [recognise(_only_records([path])) for path in files]
+    return found if language is None else [in_language(form, language) for form in found]
 
 
 def scan(

@@ -83,7 +83,7 @@ class Origin(_Facts):
 
     Attributes:
         renderer: digest of tokenizer, template and rules; the longest example is part of them.
-        overlong, duplicates, invalid: what becomes of such records, as of `build.Job`.
+        overlong, duplicates, invalid, language: what becomes of such records, as of `build.Job`.
         shard_tokens: a shard ends when it has so many.
     """
 
@@ -93,6 +93,7 @@ class Origin(_Facts):
     overlong: Literal["error", "skip", "cut"]
     duplicates: Literal["keep", "drop"]
     invalid: Literal["error", "skip"]
+    language: str | None = None
     shard_tokens: int
 
 

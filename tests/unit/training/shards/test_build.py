@@ -333,3 +333,16 @@ def test_folders_that_are_not_ours_or_in_use_are_left_alone(encoder, tmp_path):
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(ConfigError, match="no file"):
         run(encoder, tmp_path / "out", tmp_path / "missing.jsonl")
+
+
+def test_records_in_another_script_are_refused_or_left_out_where_a_language_is_expected(encoder, tmp_path):
+    source = write_lines(tmp_path / "chats.jsonl", [chat(1), chat(2, "这是一个用中文写的很长的回答。"), chat(3)])
+    with pytest.raises(RecordError, match="Han") as caught:
+        run(encoder, tmp_path / "refused", source, language="en")
+    assert caught.value.row == 2
+    made = run(encoder, tmp_path / "made", source, language="en", invalid="skip")
+    assert (made.num_examples, made.counts.num_invalid) == (2, 1)
+    assert [line["row"] for line in report_of(tmp_path / "made")] == [2]
+    assert run(encoder, tmp_path / "all", source).num_examples == 3
+    with pytest.raises(ConfigError, match="cannot be checked"):
+        run(encoder, tmp_path / "unknown", source, language="xx")
