@@ -77,7 +77,7 @@ async def test_others_are_answered_while_a_large_wrong_body_is_read(serve, monke
     running = await serve(FakeEngine(say("ok")))
     may_go, read = threading.Event(), body.strict_json
     monkeypatch.setattr(body, "strict_json", lambda text: (may_go.wait(60), read(text))[1])
-    wrong = json.dumps({**CHAT, "stop": [1] * 3_300_000})
+    wrong = json.dumps({**CHAT, "stop": [1] * 1_200_000})
     headers = {"content-type": "application/json"}
     async with httpx.AsyncClient(base_url=running.url, timeout=120) as client:
         reading = asyncio.create_task(client.post("/v1/chat/completions", content=wrong, headers=headers))
@@ -172,6 +172,32 @@ async def test_a_chunked_body_over_the_limit_is_refused_as_it_grows(serve):
     writer.close()
     assert answer.startswith("HTTP/1.1 413")
     assert json.loads(answer.partition("\r\n\r\n")[2])["error"]["code"] == "body_too_large"
+
+
+async def test_a_body_in_very_many_pieces_is_refused_after_a_few_of_them(serve):
+    running = await serve(FakeEngine(), max_body_bytes=10**6)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    writer.write(head + b"1\r\n \r\n" * 6000)
+    answer = (await reader.read()).decode()  # the body has no end: the server must close
+    writer.close()
+    assert answer.startswith("HTTP/1.1 400")
+    assert "larger chunks" in json.loads(answer.partition("\r\n\r\n")[2])["error"]["message"]
+    # Each request of a connection may have as many; and an answer that is out already does not let more come.
+    body = json.dumps({"model": "fake", "prompt": "a", "max_tokens": 1}).encode()
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"1\r\n \r\n" * 3000 + b"0\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+    for _ in range(2):
+        writer.write(head + pieces)
+        status = await reader.readuntil(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 4"), status  # no content-type
+        await reader.readexactly(int(status.lower().partition(b"content-length: ")[2].split(b"\r\n")[0]))
+    writer.write(head.replace(b"/v1/completions", b"/nowhere"))
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"1\r\n \r\n" * 6000)
+    while await reader.read(65536):
+        pass
+    writer.close()
 
 
 @pytest.mark.parametrize(

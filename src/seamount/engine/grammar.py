@@ -169,7 +169,9 @@ class Grammars:
         matcher = LLMatcher(self._vocabulary.tokenizer, text, log_level=0, limits=self._limits)
         if matcher.is_error():
             raise _refused_by_library(matcher.get_error())
-        self._begin(matcher, grammar.begun)
+        # JSON may stand behind white space, which the grammars that are made for it have none of.
+        is_json = grammar.kind in ("json_object", "json_schema")
+        self._begin(matcher, grammar.begun.lstrip(" \t\r\n") if is_json else grammar.begun)
         return Compiled(self._vocabulary, matcher, self._vocabulary.mask(matcher))
 
     def _begin(self, matcher: LLMatcher, begun: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,14 +209,21 @@ def _add_models(app: FastAPI, service: Service) -> None:
     def card() -> ModelCard:
         facts = service.facts()
         return ModelCard(
-            id=service.model_name(), created=service.created_s, root=facts.name, max_model_len=facts.max_model_len
+            id=service.model_name(),
+            created=service.created_s,
+            root=facts.name,
+            max_model_len=facts.max_model_len,
+            display_name=service.model_name(),
+            created_at=datetime.fromtimestamp(service.created_s, UTC).isoformat().replace("+00:00", "Z"),
         )
 
     @app.get("/v1/models", tags=["openai"], responses=_PROBE_ERRORS)
     async def list_models() -> ModelList:
         """List the models that requests may name."""
         found = card()
-        return ModelList(data=[found] if may_use_model(found.id) else [])
+        known = [found] if may_use_model(found.id) else []
+        first_id = found.id if known else None
+        return ModelList(data=known, first_id=first_id, last_id=first_id)
 
     # A name may hold slashes, as those of Hugging Face repositories do.
     @app.get("/v1/models/{model:path}", tags=["openai"], responses={404: _ERRORS[404], **_PROBE_ERRORS})

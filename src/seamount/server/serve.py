@@ -8,8 +8,10 @@ signal take no new requests and let the running ones finish; on the second one l
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -28,12 +30,12 @@ from .service import Service
 if TYPE_CHECKING:
     from .rpc.server import GrpcServer
 
-_MAX_HEAD_BYTES = 64 * 1024
 # Longer than the pools of the usual clients keep idle connections, so that it is the client who closes them.
 _KEEP_ALIVE_S = 75
 # After the drain, for connections that still hold an answer's end.
 _CLOSE_S = 5
 _TICK_S = 0.05
+_MAX_DIGITS = 640  # the least that Python takes
 
 
 def run_server(
@@ -50,6 +52,11 @@ def run_server(
         ConfigError: the address cannot be bound, or the TLS files cannot be used.
         SeamountError: the engine could not be started.
     """
+    # What there is now stays: looking through it again and again would make large bodies several times as slow.
+    gc.collect()
+    gc.freeze()
+    # Reading an integer takes a time that grows with the square of its length, and nobody else has a turn meanwhile.
+    sys.set_int_max_str_digits(_MAX_DIGITS)
     HttpServer(app, config, on_ready, listener).run()
 
 
@@ -124,7 +131,6 @@ class _Uvicorn(uvicorn.Server):
                 access_log=False,  # the app logs requests itself, without query text
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_CLOSE_S,
                 ssl_context_factory=None if tls is None else lambda config, default: tls,

@@ -113,7 +113,7 @@ def test_an_answer_goes_on_from_its_beginning(follow, grammar, begun, text, outc
     ("begun", "words"),
     [
         ("Sure: {", "none of what"),
-        ("\n{", "none of what"),
+        ("\u00a0{", "none of what"),
         ('{"a": 1}x', "none of what"),
         ('{"a": 1}', "nothing can follow"),
     ],
@@ -122,6 +122,10 @@ def test_a_beginning_that_does_not_fit_is_refused(grammars, begun, words):
     with pytest.raises(InvalidRequestError, match=words) as caught:
         grammars.prepare(Grammar("json_object", begun=begun)).result()
     assert caught.value.param == "messages"
+
+
+def test_json_may_begin_behind_white_space(follow):
+    assert follow(Grammar("json_object", begun='\r\n\t {"a": ')).says("1}") == "complete"
 
 
 POINT = {

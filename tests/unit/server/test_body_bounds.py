@@ -19,7 +19,7 @@ from seamount.server.door.body import strict_json
 from seamount.server.rpc import seamount_pb2 as pb
 from seamount.server.rpc import translate
 from seamount.server.wire import bounds
-from seamount.server.wire.bounds import MAX_NAMES, MAX_PARTS, is_too_complex
+from seamount.server.wire.bounds import MAX_NAMES, MAX_PARTS, MAX_VALUES, is_too_complex
 
 JSON = {"content-type": "application/json"}
 CHATS = "/v1/chat/completions"
@@ -106,6 +106,13 @@ async def test_a_body_of_many_wrong_parts_makes_few_errors(open_app, monkeypatch
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert sum(nums_problems) <= 12
+
+
+@pytest.mark.parametrize("value", ["1", '""'])
+async def test_a_list_of_millions_is_refused_before_it_is_read(value):
+    assert strict_json("[" + ",".join([value] * (MAX_VALUES + 1)) + "]") == [json.loads(value)] * (MAX_VALUES + 1)
+    with pytest.raises(InvalidRequestError, match="values"):
+        strict_json("[" + ",".join([value] * (MAX_VALUES + 2)) + "]")
 
 
 async def test_unknown_names_are_told_one_by_one_up_to_the_bound(open_app):

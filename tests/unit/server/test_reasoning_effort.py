@@ -106,10 +106,36 @@ async def test_wishes_that_contradict_each_other_or_are_none_are_refused(open_ap
         ({"reasoning_effort": "none", "thinking": {"type": "enabled"}}, "reasoning_effort"),
         ({"reasoning_effort": "some"}, "reasoning_effort"),
         ({"reasoning_effort": 0.0}, "reasoning_effort"),
-        ({"thinking": {"type": "adaptive"}}, "thinking.type"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
+        ({"chat_template_kwargs": {"thinking": "no"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"thinking": True, "enable_thinking": False}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs"),
         ({"thinking": True}, "thinking"),
     ):
         answer = await client.post(CHATS, json={**CHAT, **more})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     budget = await client.post(CHATS, json={**CHAT, "thinking": {"type": "enabled", "budget_tokens": 9}})
     assert (budget.status_code, budget.headers["x-seamount-ignored"]) == (200, "thinking.budget_tokens")
+
+
+@pytest.mark.parametrize("own", ["thinking", "enable_thinking"])
+@pytest.mark.parametrize("said", ["thinking", "enable_thinking"])
+@pytest.mark.parametrize("on", [True, False])
+async def test_template_arguments_may_call_the_switch_by_either_name(open_app, own, said, on):
+    encoder = Encoder({own: True})
+    client = await open_app(FakeEngine(say("ok")), encoder)
+    answer = await client.post(CHATS, json={**CHAT, "chat_template_kwargs": {said: on}})
+    assert answer.status_code == 200, answer.text
+    assert encoder.seen == [{own: on}]
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "auto"])
+async def test_thinking_may_be_left_to_the_model(open_app, kind):
+    encoder = Encoder({"thinking": True})
+    client = await open_app(FakeEngine(say("ok")), encoder)
+    for more in ({}, {"chat_template_kwargs": {"thinking": None}}):
+        answer = await client.post(CHATS, json={**CHAT, "thinking": {"type": kind}, **more})
+        assert answer.status_code == 200, answer.text
+        assert encoder.seen.pop() == {"thinking": True}
+    off = await client.post(CHATS, json={**CHAT, "reasoning_effort": "none", "thinking": {"type": kind}})
+    assert off.status_code == 200 and encoder.seen.pop() == {"thinking": False}

@@ -217,11 +217,15 @@ class Job:
             return []
         done = await self._call(self._tools.store.answered, self.batch.id, min(found), max(found))
         batch = self.batch
-        return [
-            read_line(number, text, endpoint=batch.endpoint, model=batch.model)
-            for number, text in found.items()
-            if number not in done
-        ]
+
+        def read() -> list[InputLine]:
+            return [
+                read_line(number, text, endpoint=batch.endpoint, model=batch.model)
+                for number, text in found.items()
+                if number not in done
+            ]
+
+        return await asyncio.to_thread(read)
 
     async def _chunks(self) -> AsyncIterator[Lines]:
         number = 0

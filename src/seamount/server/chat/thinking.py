@@ -7,37 +7,59 @@ is left than that thinking was not switched off.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from seamount.core.errors import InvalidRequestError
 from seamount.server.encoder import Encoder
 from seamount.server.wire.chat import ChatRequest
 
+_NAMES = ("thinking", "enable_thinking")  # of the switch, in chat templates
 
-def template_kwargs(body: ChatRequest, encoder: Encoder) -> Mapping[str, Any] | None:
+
+def template_kwargs(body: ChatRequest, encoder: Encoder) -> dict[str, Any]:
     """Return the chat template's arguments, with the switches that the request's other words stand for.
 
-    A level of effort gives way to whatever says more: it is sent by clients that know nothing of the model.
+    `chat_template_kwargs` may call the switch by either of its usual names, whichever the model's template has. A level
+    of effort gives way to whatever says more: it is sent by clients that know nothing of the model.
 
     Raises:
         InvalidRequestError: the model cannot be switched so, or the request contradicts itself.
     """
-    given, effort = body.chat_template_kwargs, body.reasoning_effort
-    kind = body.thinking.type if body.thinking is not None else None
-    if effort == "none" and kind == "enabled":
-        raise InvalidRequestError("reasoning_effort is 'none', and thinking is enabled.", param="reasoning_effort")
-    if kind is None and effort != "none":
-        return given if effort is None else {**(encoder.thinking_switches(on=True) or {}), **(given or {})}
-    param, on = ("reasoning_effort", False) if kind is None else ("thinking", kind == "enabled")
-    switches = thinking_switches(encoder, on=on, param=param)
-    kwargs = {**(given or {}), **switches}
-    if any(kwargs[name] != value for name, value in (given or {}).items()):
-        said = "reasoning_effort is 'none'" if kind is None else f"thinking is {kind}"
+    given = dict(body.chat_template_kwargs or {})
+    if "add_generation_prompt" in given:
         raise InvalidRequestError(
-            f"{said}, and chat_template_kwargs switch thinking {'off' if on else 'on'}.", param=param
+            "The template argument 'add_generation_prompt' cannot be set.", param="chat_template_kwargs"
         )
-    return kwargs
+    asked = [(name, given.pop(name)) for name in _NAMES if name in given]
+    kind = body.thinking.type if body.thinking is not None else None
+    wishes = [_Wish("reasoning_effort", "reasoning_effort is 'none'", False)] * (body.reasoning_effort == "none")
+    if kind in ("enabled", "disabled"):
+        wishes.append(_Wish("thinking", f"thinking is {kind}", kind == "enabled"))
+    wishes += [_of_argument(name, value) for name, value in asked if value is not None]
+    if not wishes:
+        leaves_it = body.reasoning_effort is not None or kind is not None
+        switches = (encoder.thinking_switches(on=True) or {}) if leaves_it else {}
+    else:
+        first = wishes[0]
+        other = next((wish for wish in wishes if wish.on != first.on), None)
+        if other is not None:
+            raise InvalidRequestError(f"{first.words}, and {other.words}.", param=first.param)
+        switches = thinking_switches(encoder, on=first.on, param=first.param)
+    return {**given, **switches}
+
+
+class _Wish(NamedTuple):
+    """Thinking on or off, the field that says so, and what it says."""
+
+    param: str
+    words: str
+    on: bool
+
+
+def _of_argument(name: str, value: Any) -> _Wish:
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"chat_template_kwargs.{name} must be true or false.", param="chat_template_kwargs")
+    return _Wish("chat_template_kwargs", f"chat_template_kwargs switch thinking {'on' if value else 'off'}", value)
 
 
 def thinking_switches(encoder: Encoder, *, on: bool, param: str) -> dict[str, bool]:

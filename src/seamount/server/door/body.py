@@ -24,7 +24,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from seamount.core.errors import InvalidRequestError
+from seamount.core.errors import InvalidRequestError, NotFoundError
 from seamount.server.admission.call import current_call
 from seamount.server.errors import validation_error
 from seamount.server.wire.bounds import MAX_NAMES, TOO_COMPLEX, is_too_complex
@@ -32,8 +32,8 @@ from seamount.server.wire.bounds import MAX_NAMES, TOO_COMPLEX, is_too_complex
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-# Longer ones are read in a thread, where others' turns come in between.
-LARGE_BYTES = 2**18
+# Longer ones are counted first, and read in a thread, where others' turns come in between.
+LARGE_BYTES = 2**16
 # One: two would hold twice the memory, and wait for each other all the same.
 _reader = ThreadPoolExecutor(1, thread_name_prefix="body")
 
@@ -51,7 +51,7 @@ class StrictRoute(APIRoute):
         async def handle_strictly(request: Request) -> Response:
             try:
                 return await handle(_StrictRequest(request, schema))
-            except (RequestValidationError, HTTPException, InvalidRequestError):
+            except (RequestValidationError, HTTPException, InvalidRequestError, NotFoundError):
                 current_call().begin()
                 raise
 

@@ -1,7 +1,9 @@
-"""Bounds what idle connections can hold: each waits for a limited time, and all together leave files for the work.
+"""Bounds what connections can hold, and what they can make of few bytes.
 
 Used by `serve`. uvicorn bounds the pause between two requests, but neither the time until the first one, nor that of a
 request whose head comes byte by byte, nor the number of connections; when no file is left, a listener answers nobody.
+And a body that comes in chunks of one byte each takes a thousand times the work of one that comes whole, before anybody
+asks who sent it.
 """
 
 from __future__ import annotations
@@ -9,12 +11,19 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
-from typing import cast
+from typing import Any, cast
+from uuid import uuid4
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from seamount.server.errors import framework_response
 
 # A client connects because it has something to ask. Some connect ahead of time, and few of those by a minute.
 HEAD_S = 60.0
+_MAX_HEAD_BYTES = 64 * 1024
+# A body may come in so many pieces, and in one more for each so many bytes.
+_MAX_PIECES, _PIECE_BYTES = 4096, 16
 # Files for everything that is no connection: the worker, the database, logs, static files.
 _OTHER_FILES = 256
 _MAX_FILES = 65_536
@@ -25,11 +34,37 @@ _CLOSED_SHARE = 64
 _DEAD_PEER_OPTIONS = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 60_000}
 
 
+class _Framing(h11.Connection):
+    """The parser of a connection; takes a body that comes in very many pieces for no request."""
+
+    refusal = "The request is no valid HTTP."
+    _num_pieces = _num_bytes = 0
+
+    def next_event(self) -> Any:
+        """Return what came next; see h11."""
+        event = super().next_event()
+        if type(event) is h11.Data:
+            self._num_pieces += 1
+            self._num_bytes += len(event.data)
+            if self._num_pieces > _MAX_PIECES + self._num_bytes // _PIECE_BYTES:
+                self.refusal = "The body comes in too many small pieces. Send larger chunks."
+                raise h11.RemoteProtocolError(self.refusal)
+        elif type(event) is h11.Request:
+            self._num_pieces = self._num_bytes = 0
+        return event
+
+
 class BoundedProtocol(H11Protocol):
-    """uvicorn's connection, closed when no whole request's head comes, and as the longest idle one of too many."""
+    """uvicorn's connection, closed when no whole request's head comes, as the longest idle one of too many, and with a
+    body in too many pieces.
+    """
 
     idle_since_s = 0.0
     _head_timer: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.conn: _Framing = _Framing(h11.SERVER, _MAX_HEAD_BYTES)
 
     @property
     def is_idle(self) -> bool:
@@ -50,6 +85,21 @@ class BoundedProtocol(H11Protocol):
             self._stop_waiting()
         elif self._head_timer is None:  # part of a head
             self._wait_for_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, as far as there is still something to be said, and close; see uvicorn."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
+        headers = {"connection": "close", "x-request-id": uuid4().hex}
+        refusal = framework_response(400, message=self.conn.refusal, headers=headers)
+        head = h11.Response(status_code=400, headers=refusal.raw_headers, reason="Bad Request")
+        for event in (head, h11.Data(data=bytes(refusal.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go; see asyncio."""

@@ -259,8 +259,8 @@ class BodyLimit:
         if not announced.isdigit() or int(announced[:20]) > most:
             await self._refuse(most)(scope, receive, send)
             return
-        coding = headers.get("content-encoding", "identity").lower()
-        if coding != "identity":
+        coding = ", ".join(headers.getlist("content-encoding")).lower()
+        if coding.strip() not in ("", "identity"):
             text = f"The body's content-encoding is {coding[:40]!r}; this server reads none. Send it uncompressed."
             refusal = framework_response(415, message=text, headers={"connection": "close"})
             await refusal(scope, receive, send)

@@ -11,19 +11,23 @@ from pydantic_core import PydanticCustomError
 # Objects, lists and names in all. A conversation of 4096 messages has some 30,000; an answer that is sent back with the
 # log-probabilities of 2000 tokens, and of 20 others beside each, 220,000.
 MAX_PARTS = 2**18
+MAX_VALUES = 2**20 + 2**18  # commas: as many token ids as one request may hold, and everything else
 MAX_NAMES = 8192  # of one object; the largest schema that is taken has fewer
-TOO_COMPLEX = f"more than {MAX_PARTS} objects, lists and names in all"
-_STRUCTURE = b'"[{:'
+TOO_COMPLEX = f"more than {MAX_PARTS} objects, lists and names in all, or more than {MAX_VALUES} values"
+_STRUCTURE = b'"[{:,'
 _OTHERS = bytes(set(range(256)) - set(_STRUCTURE))
 
 
 def is_too_complex(text: str) -> bool:
-    """Say whether JSON text holds more than `MAX_PARTS`. Of what is no JSON it says anything."""
-    if len(text) <= MAX_PARTS or text.count("[") + text.count("{") + text.count(":") <= MAX_PARTS:
+    """Say whether JSON text holds more than `MAX_PARTS` or `MAX_VALUES`. Of what is no JSON it says anything."""
+    num_parts = text.count("[") + text.count("{") + text.count(":")
+    if num_parts <= MAX_PARTS and text.count(",") <= MAX_VALUES:
         return False
     # Without escapes every second stretch between quotes is a string's inside, which does not count.
     bare = text.encode(errors="surrogatepass").replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
-    return sum(map(len, bare.split(b'"')[::2])) > MAX_PARTS
+    outside = b"".join(bare.split(b'"')[::2])
+    num_commas = outside.count(b",")
+    return len(outside) - num_commas > MAX_PARTS or num_commas > MAX_VALUES
 
 
 def simple_json(text: str) -> str:

@@ -109,7 +109,9 @@ Message = Annotated[
 class ChatThinking(WireModel):
     """Whether to think before answering."""
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive", "auto"] = Field(
+        description="adaptive and auto leave it to the model, which thinks where it can."
+    )
     budget_tokens: Annotated[int, Field(ge=1, le=MAX_INT32)] | None = Field(
         None, description="Without effect: max_tokens bounds reasoning and answer together."
     )

@@ -1,4 +1,4 @@
-"""Schemas of /v1/models."""
+"""Schemas of /v1/models: OpenAI's names, and beside them those that Anthropic's clients look for."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ class ModelCard(WireModel):
     root: str
     parent: None = None
     max_model_len: int
+    type: Literal["model"] = "model"
+    display_name: str
+    created_at: str
 
 
 class ModelList(WireModel):
@@ -24,3 +27,6 @@ class ModelList(WireModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+    first_id: str | None
+    last_id: str | None
+    has_more: Literal[False] = False
