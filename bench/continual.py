@@ -1,8 +1,7 @@
 """Five skills learned one after the other by the embedded model: what is left of each, by four ways of learning.
 
-    python bench/continual.py FOLDER [--json]          # about ten minutes on two cores; again after a kill: goes on
-    python bench/continual.py FOLDER --steps 40        # a quick look
-    python bench/continual.py FOLDER --methods ewc --weight 1.0 --suffix=-1
+    python bench/continual.py FOLDER [--json]          # half an hour or less on two cores; again after a kill: goes on
+    python bench/continual.py FOLDER --methods ewc --weight 0.1 --suffix=-w0.1
 
 The skills are conventions of a made-up company that the model lacks: teams by heart, stock codes, lists read backwards,
 sizes of orders, salutations. Answers are compared word for word, on combinations that training never saw.
@@ -125,6 +124,7 @@ def learn(args: argparse.Namespace, method: str) -> dict[str, Any]:
         warmup_share=0.1,
         max_length=128,
         scored=args.held_out * len(SKILLS),
+        saving={"evaluate_every_steps": steps, "checkpoint_every_steps": steps},
         memory_buffer_size=args.memory if method == "replay" else 0,
         elastic_weight_consolidation=method in ("ewc", "replay"),
         **({"ewc_weight": args.weight} if args.weight else {}),
@@ -156,10 +156,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--steps", type=int, default=120, help="of each skill")
+    parser.add_argument("--steps", type=int, default=100, help="of each skill")
     parser.add_argument("--examples", type=int, default=600, help="of each skill")
     parser.add_argument("--held-out", type=int, default=100, help="of each skill")
-    parser.add_argument("--rate", type=float, default=5e-4)
+    parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--memory", type=int, default=256)
     parser.add_argument("--weight", type=float, default=None, help="of consolidation; the recipe's where not given")
     parser.add_argument("--suffix", default="", help="of the runs' folders, to try other numbers beside")

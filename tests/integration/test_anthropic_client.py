@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -201,7 +202,9 @@ async def test_models_are_listed(serve, only_this_machine):
     running = await serve(FakeEngine(), served_model_name="org/mine")
     async with client(running.url) as api:
         assert [model.id async for model in api.models.list()] == ["org/mine"]
-        assert (await api.models.retrieve("org/mine")).id == "org/mine"
+        model = await api.models.retrieve("org/mine")
+        assert (model.id, model.display_name, model.type) == ("org/mine", "org/mine", "model")
+        assert abs(model.created_at.timestamp() - time.time()) < 3600
 
 
 class Keys:

@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torchrun import ranks
 
 from seamount.training.tuning.state import CheckpointStore
-
-PROGRAM = Path(__file__).parents[1] / "support" / "tuning_ranks.py"
-
-
-def ranks(count: int, *words: str) -> subprocess.CompletedProcess[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    environment = os.environ | {"PYTHONPATH": str(PROGRAM.parent), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(PROGRAM), *words] if count > 1 else [sys.executable, str(PROGRAM), *words]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=300)
 
 
 def seen(folder: Path, count: int, strategy: str) -> dict[str, Any]:
     folder.mkdir()
-    done = ranks(count, strategy, str(folder))
+    done = ranks("tuning_ranks.py", count, strategy, str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     told: dict[str, Any] = json.loads((folder / "seen.json").read_text(encoding="utf-8"))
     assert told["size"] == count
@@ -52,7 +41,7 @@ def test_the_checkpoints_of_shared_out_weights_are_those_of_one_process(tmp_path
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_rank_that_fails_is_named_and_a_checkpoint_is_whole(tmp_path: Path, strategy: str) -> None:
-    done = ranks(2, strategy, str(tmp_path), "1")
+    done = ranks("tuning_ranks.py", 2, strategy, str(tmp_path), "1")
     assert done.returncode != 0
     assert "rank 1: The disk with the examples is gone." in done.stderr
     assert "rank 0: Rank 1 failed: The disk with the examples is gone." in done.stderr

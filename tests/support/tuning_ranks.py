@@ -1,4 +1,4 @@
-"""What each rank of a distributed test runs, under torchrun: `tuning_ranks.py STRATEGY FOLDER [FAILING_RANK]`.
+"""What each rank of a distributed test runs, under torchrun: `tuning_ranks.py STRATEGY FOLDER [FAILING_RANK [DEVICE]]`.
 
 Trains the small network of `tuning_site` and writes what the first rank saw to FOLDER/seen.json. The failing rank
 cannot read its examples from the fourth step on.
@@ -16,7 +16,8 @@ import tuning_site as site
 from seamount.core.errors import InvalidRequestError, SeamountError
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import ExampleList
-from seamount.training.tuning.distributed import World, failure_of_others, note_failure
+from seamount.training.tuning.distributed import World
+from seamount.training.tuning.failures import failure_of_others, note_failure
 from seamount.training.tuning.state import CheckpointStore
 from seamount.training.tuning.trainer import StepRecord, Trainer
 
@@ -40,7 +41,7 @@ def main() -> None:
     strategy, folder = sys.argv[1], Path(sys.argv[2])
     failing = int(sys.argv[3]) if len(sys.argv) > 3 else -1
     torch.set_num_threads(1)
-    world = World.join("cpu")
+    world = World.join(sys.argv[4] if len(sys.argv) > 4 else "cpu")
     records: list[StepRecord] = []
     losses: list[float] = []
     recipe = site.recipe(
@@ -51,7 +52,7 @@ def main() -> None:
     taken = Broken(data, 3 * recipe.batch.examples) if world.rank == failing else data
     trainer = Trainer(
         recipe,
-        site.network(),
+        site.network().to(world.device),
         taken,
         world=world,
         store=store,

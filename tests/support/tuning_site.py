@@ -94,5 +94,5 @@ def recipe(folder: Path = Path("unused"), **sections: Any) -> TuneRecipe:
         "optimizer": {"learning_rate": 3e-3},
     }
     for name, value in sections.items():
-        fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) else value
+        fields[name] = {**(fields.get(name) or {}), **value} if isinstance(value, dict) else value
     return TuneRecipe.checked(fields, where="test")

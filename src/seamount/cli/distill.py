@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         with watcher.shown():
             found = plan_distillation(recipe, watcher)
-        _show_plan(found, recipe, as_json=args.json)
+        if not ranks().rank:
+            _show_plan(found, recipe, as_json=args.json)
         return 0
     with watcher.shown():
         result = distill(recipe, resume=args.resume, watcher=watcher)

@@ -71,7 +71,7 @@ def _run_data(args: argparse.Namespace) -> int:
     llm = wire.open_llm(flags.settings_from(args).engine)
     renderer = Renderer(llm.prompt_encoder, max_length=llm.facts.max_model_len)
     data = ExampleList(load(args.data, renderer).examples)
-    found = score(llm, llm.prompt_encoder, questions(data, len(data)))
+    found = score(llm, llm.prompt_encoder, questions(data, len(data)), context=llm.facts.max_model_len)
     if args.json:
         told = {"model": llm.facts.name, "data": str(args.data), "share": round(found.accuracy, 4)}
         print(json.dumps(told | {"num_right": found.num_right, "num_items": found.num_items}, indent=2))

@@ -32,6 +32,7 @@ COMMANDS = {
     "generate": "continue a prompt and print the text",
     "inspect": "say what a checkpoint is, without loading its weights",
     "tune": "tune a model on your own examples",
+    "versions": "list the versions of a run of tasks, go back to one, write one out",
     "distill": "train a small model to guess as a large one does",
     "eval": "score a model on held-out items, skill by skill",
     "merge": "add an adapter to its model: a new checkpoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +27,8 @@ _INTERRUPTED = 130
 
 DESCRIPTION = """Tune a model on your own examples: all weights, or an adapter beside them (LoRA, QLoRA), as a recipe
 says. The run's folder gets checkpoints, metrics.jsonl, a report with curves and the accuracy before and after, and what
-comes out: adapter/ or model/, which `seamount serve` loads.
+comes out: adapter/ or model/, which `seamount serve` loads. A recipe with `tasks` learns them one after the other and
+keeps the earlier ones; `seamount versions` lists what came of each.
 
 Ctrl-C makes a checkpoint and ends; the same command goes on from there. Several processes train together under
 torchrun: torchrun --nproc-per-node 2 -m seamount tune recipes/full.yaml --set strategy=fsdp"""
@@ -59,9 +60,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune, or plan."""
-    from seamount.training.tuning.recipe import TuneRecipe
+    from seamount.training.tuning.recipe import TuneRecipe, read_fields
 
-    recipe = TuneRecipe.from_file(args.recipe, tuple(args.changes))
+    fields = read_fields(args.recipe, tuple(args.changes))
+    if "tasks" in fields:
+        from . import tune_tasks
+
+        return tune_tasks.run(fields, args)
+    recipe = TuneRecipe.checked(fields, where=str(args.recipe))
     if args.dry_run:
         return _dry_run(recipe, args)
     from seamount.core.settings import ranks
@@ -98,11 +104,14 @@ def _say_end(result: TuneResult, recipe: TuneRecipe) -> None:
 
 
 def _dry_run(recipe: TuneRecipe, args: argparse.Namespace) -> int:
+    from seamount.core.settings import ranks
     from seamount.training.tuning.estimate import plan
 
     watcher = watch(recipe.model, quiet=args.quiet or args.json)
     with watcher.shown():
         found = plan(recipe, watcher)
+    if ranks().rank:
+        return 0  # the first one speaks
     if args.json:
         fields = asdict(found)
         del fields["example"]
@@ -112,8 +121,13 @@ def _dry_run(recipe: TuneRecipe, args: argparse.Namespace) -> int:
     return 0
 
 
-def show_plan(found: Plan, model: str) -> None:
-    """Print what a run would do; `model` has the tokenizer."""
+def show_plan(found: Plan, model: str, lines: Sequence[str] | None = None) -> None:
+    """Print what a run would do.
+
+    Args:
+        model: has the tokenizer.
+        lines: what is said of the data; None counts its examples.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -130,13 +144,8 @@ def show_plan(found: Plan, model: str) -> None:
     trained = sum(found.groups.values())
     table.add_row("in all", f"{trained:,} of {found.num_weights:,} ({trained / found.num_weights:.2%})")
     console.print(table)
-    for name in ("train", "evaluation"):
-        if name in found.data:
-            told = found.data[name]
-            console.print(
-                f"{name}: {told['examples']:,} examples, {told['tokens']:,} tokens, of which "
-                f"{told['trained_tokens']:,} are trained; the longest has {told['longest']:,}"
-            )
+    for line in data_lines(found.data) if lines is None else lines:
+        console.print(line, markup=False)
     minutes = found.seconds / 60
     console.print(
         f"{found.num_steps:,} steps of about {found.seconds_per_step:.2f} s: {minutes:,.1f} minutes; "
@@ -151,12 +160,27 @@ def show_plan(found: Plan, model: str) -> None:
         encoder.close()
 
 
-class Shown:
-    """Shows a run, or nothing, and ends it after the step on Ctrl-C; a second Ctrl-C ends it at once."""
+def data_lines(data: Mapping[str, Any]) -> list[str]:
+    """The counts of a plan's examples, a line for those of each kind."""
+    return [
+        f"{name}: {data[name]['examples']:,} examples, {data[name]['tokens']:,} tokens, of which "
+        f"{data[name]['trained_tokens']:,} are trained; the longest has {data[name]['longest']:,}"
+        for name in ("train", "evaluation")
+        if name in data
+    ]
 
-    def __init__(self, view: RunView | None) -> None:
-        self._view = view
+
+class Shown:
+    """Shows a run, or nothing, and ends it after the step on Ctrl-C; a second Ctrl-C ends it at once.
+
+    Args:
+        stop: ends the run, where it is more than one trainer's.
+    """
+
+    def __init__(self, view: RunView | None, stop: Callable[[], None] | None = None) -> None:
+        self._view, self._stop_run = view, stop
         self._trainer: Trainer | None = None
+        self._was_asked = False
         self._stage = ""
 
     @contextmanager
@@ -168,12 +192,15 @@ class Shown:
                 yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                if signal.getsignal(number) == self._stop:  # a failed rank's stays: see training.tuning.failures
+                    signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        if self._trainer is None or self._trainer.stop_requested:
+        if self._trainer is None or self._was_asked:
             raise KeyboardInterrupt
-        self._trainer.stop_requested = True
+        self._was_asked = self._trainer.stop_requested = True
+        if self._stop_run is not None:
+            self._stop_run()
         self.stage("Stopping after this step")
 
     def stage(self, text: str) -> None:
@@ -203,12 +230,12 @@ class Shown:
             self._view.progress(self._stage, done, total)
 
 
-def watch(model: str, *, quiet: bool) -> Shown:
-    """What shows a run of the model, on the first rank and unless it is quiet."""
+def watch(model: str, *, quiet: bool, stop: Callable[[], None] | None = None) -> Shown:
+    """What shows a run of the model, on the first rank and unless it is quiet; `stop` as of `Shown`."""
     from seamount.core.settings import ranks
     from seamount.training.tuning.view import RunView
 
-    return Shown(None if quiet or ranks().rank else RunView(model))
+    return Shown(None if quiet or ranks().rank else RunView(model), stop)
 
 
 def _resume(text: str) -> int | str:

@@ -277,9 +277,20 @@ class Ranks(NamedTuple):
 
 
 def ranks() -> Ranks:
-    """Return this process's place among those that torchrun started; the only one without torchrun."""
-    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in _TORCHRUN)
-    return Ranks(rank, size, local_rank)
+    """Return this process's place among those that torchrun started; the only one without torchrun.
+
+    Raises:
+        ConfigError: the variables say something that torchrun never says.
+    """
+    given = {name: os.environ.get(name, default) for name, default in _TORCHRUN}
+    try:
+        found = Ranks(*map(int, given.values()))
+    except ValueError:
+        found = Ranks(-1, 0, -1)
+    if not 0 <= found.rank < found.size or found.local_rank < 0:
+        told = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ConfigError(f"There is no such rank: {told}.", hint="Leave these variables to torchrun.")
+    return found
 
 
 _TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

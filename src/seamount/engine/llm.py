@@ -89,7 +89,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
@@ -97,7 +97,7 @@ class LLM:
 
         Args:
             prompts: text, token ids, or a list of either.
-            sampling: for all prompts; the default is `SamplingParams()`.
+            sampling: for all prompts, or one for each; the default is `SamplingParams()`.
             on_progress: called with finished and total continuations.
 
         Returns:
@@ -107,7 +107,13 @@ class LLM:
             RequestError: a prompt cannot be served; nothing is left running.
         """
         encoded = [self._encode(prompt) for prompt in _as_list(prompts)]
-        return self._run(encoded, _checked(sampling), on_progress)
+        if not isinstance(sampling, Sequence):
+            return self._run(encoded, [_checked(sampling)] * len(encoded), on_progress)
+        if len(sampling) != len(encoded):
+            raise InvalidRequestError(
+                f"There are {len(encoded)} prompts and {len(sampling)} sampling parameters.", param="sampling"
+            )
+        return self._run(encoded, [_checked(one) for one in sampling], on_progress)
 
     def chat(
         self,
@@ -135,7 +141,7 @@ class LLM:
             self.prompt_encoder.encode_chat(conversation, tools=tools, template_kwargs=chat_template_kwargs)  # type: ignore[arg-type]
             for conversation in conversations
         ]
-        return self._run(encoded, _checked(sampling), on_progress)
+        return self._run(encoded, [_checked(sampling)] * len(encoded), on_progress)
 
     def embed(self, texts: Prompt | Sequence[Prompt], *, dimensions: int | None = None) -> list[list[float]]:
         """Return the embeddings of one or many texts, batched, by a model that is made for them.
@@ -197,16 +203,16 @@ class LLM:
     def _run(
         self,
         prompts: list[EncodedPrompt],
-        sampling: SamplingParams,
+        samplings: list[SamplingParams],
         on_progress: Callable[[int, int], None] | None,
     ) -> list[Completion]:
         self._require_idle()
-        requests = [self._request(prompt, sampling) for prompt in prompts]
+        requests = [self._request(prompt, sampling) for prompt, sampling in zip(prompts, samplings, strict=True)]
         gathered = {
-            request.id: [_Gathering(prompt, self._parser(prompt), index) for index in range(sampling.n)]
+            request.id: [_Gathering(prompt, self._parser(prompt), index) for index in range(request.sampling.n)]
             for request, prompt in zip(requests, prompts, strict=True)
         }
-        finished, total = 0, len(prompts) * sampling.n
+        finished, total = 0, sum(sampling.n for sampling in samplings)
         with closing(self._chunks(requests)) as chunks:
             for chunk in chunks:
                 gathered[chunk.request_id][chunk.index].add(chunk)

@@ -69,6 +69,8 @@ def save_folder(folder: Path, raw_config: Mapping[str, Any], tensors: Mapping[st
     partial = folder / "model.safetensors.tmp"
     save_file(stored, partial, metadata={"format": "pt"})
     partial.chmod(0o644)
+    with open(partial, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, weights)
     partial = folder / "config.json.tmp"
     partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")

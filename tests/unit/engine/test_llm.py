@@ -62,6 +62,16 @@ def test_text_is_the_decoding_of_the_tokens(llm: LLM) -> None:
         assert completion.text == llm.prompt_encoder.decode(completion.token_ids, skip_special_tokens=True)
 
 
+def test_each_prompt_may_be_sampled_in_its_own_way(llm: LLM) -> None:
+    sampling = [SamplingParams(temperature=0, max_tokens=count, ignore_eos=True) for count in (3, 7, 5)]
+    told: list[tuple[int, int]] = []
+    found = llm.generate(PROMPTS[:3], sampling, on_progress=lambda *done: told.append(done))
+    assert [len(completion.token_ids) for completion in found] == [3, 7, 5]
+    assert told[-1] == (3, 3)
+    with pytest.raises(InvalidRequestError, match="3 prompts and 2"):
+        llm.generate(PROMPTS[:3], sampling[:2])
+
+
 def test_streaming_gives_the_same_answer_in_pieces(llm: LLM) -> None:
     whole = llm.generate(PROMPTS[1], GREEDY)[0]
     deltas = list(llm.stream(PROMPTS[1], GREEDY))

@@ -33,8 +33,8 @@ def fisher(model: CausalLM, data: Dataset, num_examples: int, *, seed: int, worl
     shrinks with the batch and mixes examples.
 
     The model's guesses are softened to temperature 2 for it. Of what a model has learned it is sure, and where it is
-    quite sure the loss is flat near by, though it rises steeply further out: information at temperature 1 would say
-    that nothing needs these weights (docs/log.md has what that costs).
+    quite sure the loss is flat near by, though it rises steeply further out: information at temperature 1 would count
+    such answers for little (docs/log.md compares both).
 
     A drawn token's gradient at the logits is e - p, with covariance diag(p) - p p'. Normal vectors of that covariance
     are drawn in its place: the expectation is the same, and does not hang on whether an unlikely token happened to be

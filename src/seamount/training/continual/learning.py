@@ -11,8 +11,8 @@ import gc
 import hashlib
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +22,16 @@ from seamount.models.network import CausalLM
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import Dataset, ExampleList
 from seamount.training.tuning.distributed import World
-from seamount.training.tuning.log import RunLog
 from seamount.training.tuning.network import Tuned, open_network
-from seamount.training.tuning.pipeline import Silent, Watcher
+from seamount.training.tuning.pipeline import Quiet, Watcher
 from seamount.training.tuning.schedule import num_steps
 from seamount.training.tuning.state import CheckpointStore
-from seamount.training.tuning.trainer import EvaluationRecord, StepRecord, Trainer
+from seamount.training.tuning.trainer import Trainer
 
 from .accuracy import num_right
 from .drift import Drift
 from .ewc import Penalty, fisher, joined
+from .journal import TaskLog
 from .mixing import MixedData, MixedOrder
 from .objective import ContinualObjective, loss_of
 from .recipe import ContinualRecipe
@@ -48,13 +48,18 @@ class Learner:
 
     Args:
         watcher: told what goes on, on the main rank.
+
+    Attributes:
+        stopped: whether it was asked to stop, here or on another rank.
+        tuned: what is trained, once a task has begun: `groups`, `num_weights` and `precision`.
     """
 
     def __init__(self, recipe: ContinualRecipe, versions: Versions, world: World, watcher: Watcher) -> None:
         self._recipe, self._versions, self._world = recipe, versions, world
-        self._watcher = watcher if world.is_main else Silent()
+        self._watcher = watcher if world.is_main else Quiet(watcher)
         self._trainer: Trainer | None = None
         self.stopped = False
+        self.tuned: dict[str, Any] = {}
 
     def stop(self) -> None:
         """End after the step that is being done, with a checkpoint."""
@@ -67,29 +72,32 @@ class Learner:
         if self._trainer is not None and self._world.is_main:
             self._trainer.save()
 
-    def learn(self, task: Task) -> None:
-        """Make a version of the current one, or stop on the way: see `stopped`."""
+    def learn(self, task: Task) -> bool:
+        """Make a version of the current one. Returns False where it was stopped on the way."""
         parent = self._versions.current()
         known, _ = self._versions.load(parent.number)
         made = self._train(task, parent, known)
         if made is None:
             self.stopped = True
-            return
+            return False
         weights, count = made
-        self._watcher.stage(f"Measuring {task.task_id}")
+        self._watcher.stage(f"Measuring {task.name}")
         tensors, accuracy, num_seen = self._measured(task, parent, known, weights)
         if self._world.is_main:
             number, digest = len(self._versions.all()), task.data.train.digest
             version = Version(number, task.task_id, parent.number, digest, accuracy, num_seen, count)
             self._versions.add(version, tensors)
             shutil.rmtree(self._recipe.output / _LEARNING, ignore_errors=True)
-        self._world.wait()
+        self.stopped = self._world.sums(float(self.stopped))[0] > 0  # all ranks end after the same task
+        return True
 
     def _train(self, task: Task, parent: Version, known: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int] | None:
         """Do a task's steps; return the weights, under the names that versions have, and how many steps they took."""
         recipe, world, section = self._recipe, self._world, self._recipe.continual
-        self._watcher.stage(f"Learning {task.task_id}")
+        self._watcher.stage(f"Learning {task.name}")
         tuned = network_of(recipe, known, world.device)
+        precision = str(tuned.dtype).removeprefix("torch.")
+        self.tuned = {"num_weights": tuned.num_weights, "groups": tuned.groups, "precision": precision}
         remembered = ExampleList(from_tensors(known, "memory"))
         data: Dataset = MixedData(task.data.train, remembered) if len(remembered) else task.data.train
         order = MixedOrder(
@@ -102,7 +110,7 @@ class Learner:
         drift = self._drift(tuned.model, remembered)
         folder = _learning_folder(recipe.output, parent, task.task_id)
         store = CheckpointStore(folder, full_every=recipe.saving.full_every, keep=recipe.saving.keep)
-        log = _Log(recipe, self._versions, task.task_id, order.steps_per_epoch, self._watcher)
+        log = TaskLog(recipe, self._versions, task, order.steps_per_epoch, self._watcher)
         self._trainer = trainer = Trainer(
             recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": count})}),
             tuned.model,
@@ -166,49 +174,6 @@ class Learner:
         watched = ExampleList(_spread(remembered, section.drift_examples))
         measure = loss_of(model, watched, micro_tokens=self._recipe.batch.micro_tokens, world=self._world)
         return Drift(measure, tolerance=section.drift_tolerance, every_steps=section.drift_every_steps)
-
-
-class _Log:
-    """Notes the steps of a task behind those of all versions before, and tells them; `open` only on the main rank."""
-
-    def __init__(
-        self, recipe: ContinualRecipe, versions: Versions, task_id: str, steps_per_epoch: float, watcher: Watcher
-    ) -> None:
-        self._recipe, self._task_id, self._steps_per_epoch = recipe, task_id, steps_per_epoch
-        self._offset = sum(version.num_steps for version in versions.all())
-        self._watcher = watcher
-        self._log: RunLog | None = None
-
-    def open(self, step: int) -> None:
-        """The task goes on behind this step of its own."""
-        tracking = self._recipe.tracking
-        self._log = RunLog(
-            self._recipe.output,
-            tensorboard=tracking.tensorboard,
-            mlflow=tracking.mlflow,
-            recipe=self._recipe.model_dump(mode="json"),
-            tell=self._watcher.stage,
-        )
-        self._log.rewind(self._offset + step)
-
-    def step(self, record: StepRecord) -> None:
-        """A step was done."""
-        record = replace(record, epoch=record.step / self._steps_per_epoch)
-        if self._log is not None:
-            place = {"step": self._offset + record.step, "num_steps": self._offset + record.num_steps}
-            self._log.step(asdict(record) | place | {"task": self._task_id})
-        self._watcher.step(record)
-
-    def evaluation(self, record: EvaluationRecord) -> None:
-        """Held-out examples of the task were looked at."""
-        if self._log is not None:
-            self._log.evaluation({"step": self._offset + record.step, "phase": "during", "loss": record.loss})
-        self._watcher.evaluation(record)
-
-    def close(self, *, finished: bool) -> None:
-        """The task is over, or was stopped."""
-        if self._log is not None:
-            self._log.close(finished=finished)
 
 
 def network_of(recipe: ContinualRecipe, tensors: Mapping[str, Tensor], device: torch.device) -> Tuned:

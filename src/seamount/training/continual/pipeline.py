@@ -14,15 +14,17 @@ import torch
 
 from seamount.core.errors import ConfigError
 from seamount.models.locate import model_name
-from seamount.training.tuning.distributed import World, failure_of_others, forget_failures, note_failure
-from seamount.training.tuning.log import RunLog
+from seamount.training.tuning.distributed import World
+from seamount.training.tuning.failures import together
 from seamount.training.tuning.network import tunable, write_result
 from seamount.training.tuning.pipeline import Silent, Watcher
+from seamount.training.tuning.report import write_report
 
 from .accuracy import Accuracy
+from .journal import REPORT_NAME, facts_of, note
 from .learning import Learner, network_of, part
 from .recipe import ContinualRecipe, from_fields
-from .tasks import Task, prepare_tasks
+from .tasks import prepare_tasks, unknown
 from .versions import Version, Versions
 
 _RECIPE = "recipe.yaml"
@@ -79,6 +81,17 @@ class ContinualLearning:
         return cls(from_fields({**fields, "model": str(model), "output": str(folder)}))
 
     @classmethod
+    def of_run(cls, folder: str | Path) -> ContinualLearning:
+        """The run in a folder.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not Versions(Path(folder)).exist:
+            raise ConfigError(f"{folder} holds no run of tasks.", hint="Name the output folder of such a run.")
+        return cls.load(folder)
+
+    @classmethod
     def from_recipe(cls, path: str | Path, **fields: Any) -> ContinualLearning:
         """A recipe file's run.
 
@@ -96,6 +109,7 @@ class ContinualLearning:
         memory_buffer_size: int | None = None,
         elastic_weight_consolidation: bool | None = None,
         *,
+        resume: Literal["auto", "never"] = "auto",
         watcher: Watcher | None = None,
     ) -> Accuracy:
         """Learn tasks in their order; those that the current version knows already are not learned again.
@@ -106,14 +120,15 @@ class ContinualLearning:
             tasks: each with `task_id`, `data` and, where there are, held-out records as `evaluation`; both are files or
                 iterables of dicts. None takes the recipe's.
             memory_buffer_size, elastic_weight_consolidation: see `ContinualSection`; None is the recipe's.
-            watcher: told what goes on.
+            resume: `never` refuses a folder that holds a run.
+            watcher: told what goes on; steps as `journal.TaskRecord`.
 
         Returns:
-            The accuracy matrix of the tasks that are finished; it is in `accuracy.json` too.
+            The accuracy matrix of the tasks that are finished; it is in `accuracy.json` and the report too.
 
         Raises:
-            ConfigError: a task id occurs twice, a task was learned with other data, or the run was begun with another
-                recipe.
+            ConfigError: a task id occurs twice, a task was learned with other data, the run was begun with another
+                recipe, or must not be there.
             InvalidRequestError: data is bad or empty.
             CheckpointError: a version or a checkpoint is damaged, or cannot be written.
             RankFailedError: another rank failed.
@@ -128,30 +143,22 @@ class ContinualLearning:
         world = World.join(recipe.device)
         self._learner = learner = Learner(recipe, self._versions, world, watcher)
         try:
-            if world.is_main:
-                self._begin()
-            world.wait()
-            watcher.stage("Reading the data")
-            for task in self._unknown(prepare_tasks(recipe, given)):
-                learner.learn(task)
-                if learner.stopped:
-                    break
+            with together(recipe.output, world, learner.save):
                 if world.is_main:
-                    self._note()
-            return self.accuracy()
-        except RuntimeError as error:
-            failure = failure_of_others(recipe.output, world, error)
-            if failure is None:
-                note_failure(recipe.output, world, error)
-                raise
-            learner.save()
-            raise failure from error
-        except BaseException as error:
-            note_failure(recipe.output, world, error)
-            raise
+                    self._begin(resume)
+                world.wait()
+                watcher.stage("Reading the data")
+                for task in unknown(prepare_tasks(recipe, given), self._versions.lineage()):
+                    made = learner.learn(task)
+                    if made and world.is_main:
+                        note(recipe, self.accuracy(), self._versions, facts_of(recipe, world, learner.tuned))
+                    if learner.stopped:
+                        break
+                if world.is_main:
+                    write_report(recipe.output, recipe.output / REPORT_NAME)
+                return self.accuracy()
         finally:
             self._learner = None
-            world.leave()
 
     def stop(self) -> None:
         """End `train` after the step that is being done, with a checkpoint. A signal's handler may call it."""
@@ -177,7 +184,9 @@ class ContinualLearning:
         """
         self._check_exists()
         chosen = self._versions.make_current(version)
-        self.accuracy().write(self.recipe.output)
+        folder = self.recipe.output
+        self.accuracy().write(folder)
+        write_report(folder, folder / REPORT_NAME)
         return replace(chosen, is_current=True)
 
     def export(self, folder: str | Path, version: int | None = None) -> Path:
@@ -203,10 +212,13 @@ class ContinualLearning:
         if not self._versions.exist:
             raise ConfigError(f"{self.recipe.output} holds no run.", hint="Call train first.")
 
-    def _begin(self) -> None:
+    def _begin(self, resume: Literal["auto", "never"]) -> None:
         """Make the run's folder, or see that the run there is this recipe's."""
         recipe, folder = self.recipe, self.recipe.output
         if self._versions.exist:
+            if resume == "never":
+                hint = "Choose another output, or go on with --resume auto."
+                raise ConfigError(f"{folder} holds a run already.", hint=hint)
             begun, now = (r.model_dump(mode="json") for r in (ContinualRecipe.from_file(folder / _RECIPE), recipe))
             other = [name for name in _FIXED if begun[name] != now[name]]
             if begun["continual"]["memory_buffer_size"] != now["continual"]["memory_buffer_size"]:
@@ -220,31 +232,8 @@ class ContinualLearning:
         partial = folder / f"{_RECIPE}.tmp"
         partial.write_text(recipe.to_yaml(), encoding="utf-8")
         partial.replace(folder / _RECIPE)
-        forget_failures(folder)
         self._versions.begin()
         self.accuracy().write(folder)
-
-    def _unknown(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those tasks that the current version does not know."""
-        known = {version.task_id: version.data for version in self._versions.lineage()}
-        for task in tasks:
-            if known.get(task.task_id, task.data.train.digest) != task.data.train.digest:
-                raise ConfigError(
-                    f"Task {task.task_id!r} was learned already, with other data.",
-                    hint="Give a new task_id, or roll back to a version that does not know it.",
-                )
-        return [task for task in tasks if task.task_id not in known]
-
-    def _note(self) -> None:
-        """Write the accuracy down, where a person and a report look for it."""
-        accuracy, versions = self.accuracy(), self.versions()
-        accuracy.write(self.recipe.output)
-        log = RunLog(self.recipe.output)
-        skills = dict(zip(accuracy.tasks, accuracy.matrix[-1], strict=True))
-        step = sum(version.num_steps for version in versions)
-        log.evaluation({"step": step, "phase": "after", "accuracy": accuracy.average, "skills": skills})
-        log.event(f"version {versions[-1].number} of {versions[-1].parent}: {versions[-1].task_id}")
-        log.close()
 
 
 def _changed(recipe: ContinualRecipe, changes: Mapping[str, Any]) -> ContinualRecipe:

@@ -21,8 +21,8 @@ class ContinualSection(Section):
         replay_share: of each step's examples, those that are remembered ones; at least one of both kinds.
         elastic_weight_consolidation: hold those weights that earlier tasks need (EWC).
         ewc_weight: of that pull. Lambda is this over the square of the learning rate, where the Fisher information of
-            each task adds up to 1: so 0.1 has weights that are, weighed by it, 3 learning rates away from where they
-            were cost half a nat per token; it means the same for all weights and adapters, small rates and large ones.
+            each task adds up to 1: so 1 has weights that are, weighed by it, a learning rate away from where they were
+            cost half a nat per token; it means the same for all weights and adapters, small rates and large ones.
         ewc_decay: what earlier tasks' Fisher information is multiplied by when another is added; 1 forgets none.
         fisher_examples: of each task, from which its Fisher information is measured.
         drift_tolerance: nats per token by which the loss on remembered examples has risen when the learning rate is
@@ -33,7 +33,7 @@ class ContinualSection(Section):
     memory_buffer_size: int = Field(ge=0, default=1024)
     replay_share: float = Field(gt=0, lt=1, default=0.5)
     elastic_weight_consolidation: bool = True
-    ewc_weight: float = Field(gt=0, default=0.1)
+    ewc_weight: float = Field(gt=0, default=1.0)
     ewc_decay: float = Field(gt=0, le=1, default=1.0)
     fisher_examples: int = Field(gt=0, default=256)
     drift_tolerance: float | None = Field(gt=0, default=0.1)

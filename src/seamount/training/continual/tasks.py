@@ -1,4 +1,4 @@
-"""The tasks that a caller gives, checked and made into examples. Called by `pipeline`."""
+"""The tasks that a caller gives, checked and made into examples. Called by `pipeline` and `estimate`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,24 @@ from seamount.training.tuning.network import tunable
 from seamount.training.tuning.prepare import Prepared, prepare
 
 from .recipe import ContinualRecipe, check_ids
+from .versions import Version
 
 _NEEDED, _OPTIONAL = ("data", "task_id"), ("evaluation",)
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A task whose examples are made."""
+    """A task whose examples are made, number `number`, from 1, of `num_tasks` that were given."""
 
     task_id: str
     data: Prepared
+    number: int
+    num_tasks: int
+
+    @property
+    def name(self) -> str:
+        """For people who watch."""
+        return f"{self.task_id} (task {self.number} of {self.num_tasks})"
 
 
 def prepare_tasks(recipe: ContinualRecipe, given: Sequence[Mapping[str, Any]]) -> list[Task]:
@@ -39,9 +47,23 @@ def prepare_tasks(recipe: ContinualRecipe, given: Sequence[Mapping[str, Any]]) -
     check_ids([task["task_id"] for task in given])
     encoder = PromptEncoder.from_folder(tunable(recipe.model))
     try:
-        return [_prepared(recipe, encoder, task) for task in given]
+        prepared = [_prepared(recipe, encoder, task) for task in given]
     finally:
         encoder.close()
+    ids = [task["task_id"] for task in given]
+    return [Task(ids[place], data, place + 1, len(given)) for place, data in enumerate(prepared)]
+
+
+def unknown(tasks: Sequence[Task], lineage: Sequence[Version]) -> list[Task]:
+    """Those tasks that the versions do not know. Raises ConfigError: one was learned with other data."""
+    known = {version.task_id: version.data for version in lineage}
+    for task in tasks:
+        if known.get(task.task_id, task.data.train.digest) != task.data.train.digest:
+            raise ConfigError(
+                f"Task {task.task_id!r} was learned already, with other data.",
+                hint="Give a new task_id, or roll back to a version that does not know it.",
+            )
+    return [task for task in tasks if task.task_id not in known]
 
 
 def _check(place: int, task: Mapping[str, Any]) -> None:
@@ -54,12 +76,10 @@ def _check(place: int, task: Mapping[str, Any]) -> None:
         raise ConfigError(f"The task_id of task {place} is empty, or no text.")
 
 
-def _prepared(recipe: ContinualRecipe, encoder: PromptEncoder, task: Mapping[str, Any]) -> Task:
+def _prepared(recipe: ContinualRecipe, encoder: PromptEncoder, task: Mapping[str, Any]) -> Prepared:
     train, evaluation = (_source(task.get(name)) for name in ("data", "evaluation"))
-    return Task(
-        task["task_id"],
-        prepare(recipe.data, encoder, recipe.seed, train=train, evaluation=evaluation if evaluation != () else None),
-    )
+    held_out = evaluation if evaluation != () else None
+    return prepare(recipe.data, encoder, recipe.seed, train=train, evaluation=held_out)
 
 
 def _source(source: Any) -> Any:

@@ -23,14 +23,16 @@ from seamount.models.config import ModelConfig
 from seamount.models.load_plan import plan_load
 from seamount.models.locate import locate_model
 from seamount.training.compression.files import write_whole
-from seamount.training.tuning.distributed import World, note_failure
+from seamount.training.tuning.distributed import World
 from seamount.training.tuning.estimate import Plan, plan
+from seamount.training.tuning.failures import together
 from seamount.training.tuning.network import DTYPES
-from seamount.training.tuning.pipeline import Resume, Silent, TuneResult, Watcher, tune
+from seamount.training.tuning.pipeline import Quiet, Resume, Silent, TuneResult, Watcher, tune
 from seamount.training.tuning.prepare import Prepared
 from seamount.training.tuning.report import write_report
 from seamount.training.tuning.scoring import questions, score_model
 from seamount.training.tuning.trainer import Objective
+from seamount.training.tuning.writing import writing
 
 from .cache import CacheFacts, TopCache, build
 from .objective import DistillationObjective
@@ -108,35 +110,33 @@ def distill(
         CapacityError: memory or disk do not suffice.
     """
     world = World.join(recipe.device)
-    watcher = watcher if watcher is not None and world.is_main else Silent()
+    watcher = watcher or Silent()
+    if not world.is_main:
+        watcher = Quiet(watcher)
     teacher = locate_model(recipe.teacher)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    try:
-        if world.is_main:
-            watcher.stage("Making the student")
-            make_student(recipe.student, teacher, recipe.output / "student", seed=recipe.seed)
-        world.wait()
-        student = make_student(recipe.student, teacher, recipe.output / "student", seed=recipe.seed)
-        check_same_tokens(teacher, student)
-    except BaseException as error:
-        note_failure(recipe.output, world, error)
-        world.leave()
-        raise
-    sizes = _sizes(teacher, student, watcher)
     seen: list[Prepared] = []
 
     def objective(data: Prepared, world: World) -> Objective:
         seen.append(data)
         return _objective(recipe, teacher, data, world, watcher)
 
-    run = tune(
-        recipe.tuning(student),
-        train=train,
-        evaluation=evaluation,
-        objective=objective,
-        resume=resume,
-        watcher=watcher,
-    )
+    with together(recipe.output, world):
+        if world.is_main:
+            watcher.stage("Making the student")
+            make_student(recipe.student, teacher, recipe.output / "student", seed=recipe.seed)
+        world.wait()
+        student = make_student(recipe.student, teacher, recipe.output / "student", seed=recipe.seed)
+        check_same_tokens(teacher, student)
+        sizes = _sizes(teacher, student, watcher)
+        run = tune(
+            recipe.tuning(student),
+            train=train,
+            evaluation=evaluation,
+            objective=objective,
+            resume=resume,
+            watcher=watcher,
+            world=world,
+        )
     teachers = students = None
     if run.result is not None:
         teachers = _accuracy(recipe, teacher, seen[0], watcher)
@@ -244,13 +244,13 @@ def _accuracy(recipe: DistillRecipe, folder: Path, data: Prepared, watcher: Watc
         return None
     watcher.stage(f"Answering evaluation examples: {folder.name}")
     asked = questions(data.evaluation, recipe.data.scored)
-    max_length = recipe.data.max_length
-    return score_model(str(folder), None, asked, max_length=max_length, on_progress=watcher.scoring).accuracy
+    return score_model(str(folder), None, asked, on_progress=watcher.scoring).accuracy
 
 
 def _tell(folder: Path, told: dict[str, Any]) -> None:
     """Add to the run's facts, and with them to its report."""
     path = folder / "facts.json"
     facts = json.loads(path.read_text(encoding="utf-8")) | {"distillation": told}
-    write_whole(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    with writing(folder):
+        write_whole(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
     write_report(folder, folder / "report.html")

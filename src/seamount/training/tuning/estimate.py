@@ -19,7 +19,7 @@ from .prepare import prepare
 from .recipe import TuneRecipe
 from .trainer import Trainer
 
-_TRIED_STEPS = 3
+TRIED_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,13 @@ def plan(recipe: TuneRecipe, watcher: Watcher | None = None, *, objective: MakeO
     """
     watcher = watcher or Silent()
     world = World.join(recipe.device)
+    try:
+        return _tried(recipe, world, watcher if world.is_main else Silent(), objective)
+    finally:
+        world.leave()
+
+
+def _tried(recipe: TuneRecipe, world: World, watcher: Watcher, objective: MakeObjective | None) -> Plan:
     watcher.stage("Reading the data")
     encoder = PromptEncoder.from_folder(tunable(recipe.model))
     try:
@@ -69,11 +76,11 @@ def plan(recipe: TuneRecipe, watcher: Watcher | None = None, *, objective: MakeO
         encoder.close()
     watcher.stage("Loading the model")
     tuned = open_network(recipe, world.device, watcher.loading)
-    watcher.stage(f"Trying {_TRIED_STEPS} steps")
+    watcher.stage(f"Trying {TRIED_STEPS} steps")
     made = None if objective is None else objective(data, world)
     trainer = Trainer(recipe, tuned.model, data.train, world=world, objective=made)
     tuned.model.train()
-    records = [trainer.step() for _ in range(_TRIED_STEPS)]
+    records = [trainer.step() for _ in range(TRIED_STEPS)]
     return Plan(
         groups=tuned.groups,
         num_weights=tuned.num_weights,

@@ -28,6 +28,7 @@ from seamount.training.adapters.lora import add_adapters
 from seamount.training.adapters.qlora import quantize_base
 
 from .recipe import TuneRecipe
+from .writing import writing
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -103,6 +104,9 @@ def write_result(recipe: TuneRecipe, tuned: Tuned, weights: Mapping[str, Tensor]
 
     Returns:
         The folder that was written.
+
+    Raises:
+        CapacityError: it cannot be written; what was there before stays.
     """
     with torch.no_grad():
         parameters = dict(tuned.model.named_parameters())
@@ -110,15 +114,17 @@ def write_result(recipe: TuneRecipe, tuned: Tuned, weights: Mapping[str, Tensor]
             parameters[name].copy_(tensor)
     if recipe.adapter is not None:
         folder = output / "adapter"
-        save_adapter(tuned.model, folder, recipe.adapter, recipe.model)
+        with writing(folder):
+            save_adapter(tuned.model, folder, recipe.adapter, recipe.model)
         return folder
     folder = output / "model"
     stored = torch.float32 if tuned.dtype == torch.float32 else torch.bfloat16
     tensors = dict(tuned.model.named_parameters()) | dict(tuned.model.named_buffers()) | dict(weights)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in companions(tuned.folder):
-        shutil.copyfile(path, folder / path.name)
-    save_folder(folder, tuned.raw_config, tensors, stored)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in companions(tuned.folder):
+            shutil.copyfile(path, folder / path.name)
+        save_folder(folder, tuned.raw_config, tensors, stored)
     return folder
 
 

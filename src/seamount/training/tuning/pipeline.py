@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, Protocol
 
 import torch
@@ -21,8 +24,11 @@ import torch
 from seamount.core.errors import ConfigError
 from seamount.models.locate import model_name
 from seamount.models.prompt import PromptEncoder
+from seamount.training.compression.files import write_whole
+from seamount.version import __version__
 
-from .distributed import RankFailedError, World, failure_of_others, forget_failures, note_failure
+from .distributed import World, make_whole
+from .failures import together
 from .log import RunLog
 from .network import Tuned, open_network, tunable, write_result
 from .prepare import Prepared, prepare
@@ -32,6 +38,7 @@ from .scoring import Score, questions, score_model
 from .state import CheckpointStore
 from .surroundings import surroundings
 from .trainer import EvaluationRecord, Objective, Position, StepRecord, Trainer
+from .writing import writing
 
 Resume = int | Literal["auto", "never"]
 MakeObjective = Callable[[Prepared, World], Objective]
@@ -48,7 +55,7 @@ class Watcher(Protocol):
         """Bytes of the model that have been read."""
 
     def began(self, tuned: Tuned, data: Prepared, trainer: Trainer) -> None:
-        """The steps begin; `trainer.stop_requested` ends them early."""
+        """The steps begin; `trainer.stop_requested` ends them early. Every rank is told this, the first all else."""
 
     def step(self, record: StepRecord) -> None:
         """A step is done."""
@@ -69,6 +76,16 @@ class Silent(Watcher):
     def step(self, record: StepRecord) -> None: ...
     def evaluation(self, record: EvaluationRecord) -> None: ...
     def scoring(self, done: int, total: int) -> None: ...
+
+
+class Quiet(Silent):
+    """For ranks but the first: says nothing, and can end the steps, as one that all are asked to end must."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def began(self, tuned: Tuned, data: Prepared, trainer: Trainer) -> None:
+        self._watcher.began(tuned, data, trainer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +176,7 @@ def tune(
     objective: MakeObjective | None = None,
     resume: Resume = "auto",
     watcher: Watcher | None = None,
+    world: World | None = None,
 ) -> TuneResult:
     """Run a recipe.
 
@@ -167,28 +185,40 @@ def tune(
         objective: makes what is minimised, once the data is there; None is the loss that the recipe says.
         resume: `auto` goes on from the newest checkpoint where there is one; a number from that step's; `never` refuses
             a folder that holds checkpoints.
+        world: the ranks, where they have met already; they part in the end.
 
     Raises:
-        ConfigError: the recipe, the data or the output folder does not fit.
-        CheckpointError: a checkpoint is damaged, or of another run.
+        ConfigError: the recipe, the data or the output folder does not fit, or ranks were given different ones.
+        CheckpointError: a checkpoint is damaged, of another run, or cannot be written.
+        CapacityError: another file cannot be written.
         RankFailedError: another rank failed.
     """
     watcher = watcher or Silent()
-    world = World.join(recipe.device)
-    recipe.output.mkdir(parents=True, exist_ok=True)
-    run = _Run(recipe, world, watcher if world.is_main else Silent(), objective)
-    try:
+    world = world or World.join(recipe.device)
+    run = _Run(recipe, world, watcher if world.is_main else Quiet(watcher), objective)
+    with _stoppable(run, world), together(recipe.output, world, run.rescue):
         return run.go(train, evaluation, resume)
-    except RuntimeError as error:
-        if (failure := run.broken(error)) is not None:
-            raise failure from error
-        note_failure(recipe.output, world, error)
-        raise
-    except BaseException as error:
-        note_failure(recipe.output, world, error)
-        raise
+
+
+@contextmanager
+def _stoppable(run: _Run, world: World) -> Iterator[None]:
+    """torchrun ends the ranks by SIGTERM, for Ctrl-C and when one has failed: they come to an orderly end."""
+    is_free = (
+        threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    )
+    if world.size == 1 or not is_free:
+        yield
+        return
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        run.stop()
+
+    signal.signal(signal.SIGTERM, asked)
+    try:
+        yield
     finally:
-        world.leave()
+        if signal.getsignal(signal.SIGTERM) is asked:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Run:
@@ -213,7 +243,9 @@ class _Run:
             data = prepare(recipe.data, encoder, recipe.seed, train=train, evaluation=evaluation)
         finally:
             encoder.close()
+        self._world.agree(self._given(data, start))
         self._score_before(data)
+        self._world.wait()
         result = self._train(data, store, start)
         gc.collect()  # the network, before the engine loads what came out
         if result is not None:
@@ -222,13 +254,22 @@ class _Run:
         self._world.wait()
         return self._result(result)
 
+    def _given(self, data: Prepared, start: int | None) -> dict[str, str]:
+        """What must be the same on all ranks."""
+        return {
+            "version of Seamount": __version__,
+            "recipe": self._recipe.to_yaml(),
+            "training data": data.train.digest,
+            "evaluation data": "" if data.evaluation is None else data.evaluation.digest,
+            "checkpoint to go on from": str(start),
+        }
+
     def _train(self, data: Prepared, store: CheckpointStore, start: int | None) -> Path | None:
         """Do the steps; return what was written, on the main rank and at the run's end."""
         recipe, world, watcher = self._recipe, self._world, self._watcher
         watcher.stage("Loading the model")
         tuned = open_network(recipe, world.device, watcher.loading)
         if world.is_main:
-            forget_failures(self._folder)
             self._write_facts(tuned, data)
             store.rewind(start or 0)
         log = self._open_log(start)
@@ -253,6 +294,8 @@ class _Run:
             trainer.run()
             finished = trainer.position.step == trainer.num_steps
             weights = trainer.final_weights() if finished else {}
+            if finished:
+                make_whole(tuned.model, world)
         finally:
             if log is not None:
                 log.close(finished=finished)
@@ -276,12 +319,16 @@ class _Run:
             report=None if result is None else self._folder / "report.html",
         )
 
-    def broken(self, error: RuntimeError) -> RankFailedError | None:
-        """Another rank is gone, if it is that: keep what is whole here, and say who failed."""
-        failure = failure_of_others(self._folder, self._world, error)
-        if failure is not None and self._world.is_main and self._trainer is not None and self._recipe.strategy == "ddp":
+    def stop(self) -> None:
+        """End after this step with a checkpoint, or at once where no steps are done. A signal's handler calls it."""
+        if self._trainer is None or self._trainer.stop_requested:
+            raise KeyboardInterrupt
+        self._trainer.stop_requested = True
+
+    def rescue(self) -> None:
+        """Another rank is gone: keep what is whole here. Of weights that are shared out, nothing is."""
+        if self._world.is_main and self._trainer is not None and self._recipe.strategy == "ddp":
             self._trainer.save()
-        return failure
 
     def _on_step(self, log: RunLog | None, record: StepRecord) -> None:
         self._loss = record.loss
@@ -320,7 +367,7 @@ class _Run:
                 return
         self._watcher.stage("Answering evaluation examples before the run")
         self._before = self._score(None, data)
-        self._write(_SCORES, {"asked_of": asked_of, "before": asdict(self._before)})
+        self._write_json(_SCORES, {"asked_of": asked_of, "before": asdict(self._before)})
 
     def _score_after(self, result: Path, data: Prepared) -> None:
         if self._before is None:
@@ -328,7 +375,7 @@ class _Run:
         self._watcher.stage("Answering evaluation examples after the run")
         self._after = self._score(result, data)
         held = json.loads((self._folder / _SCORES).read_text(encoding="utf-8"))
-        self._write(_SCORES, held | {"after": asdict(self._after)})
+        self._write_json(_SCORES, held | {"after": asdict(self._after)})
 
     def _score(self, result: Path | None, data: Prepared) -> Score:
         recipe, adapter = self._recipe, None
@@ -340,12 +387,11 @@ class _Run:
         if data.evaluation is None:
             raise ConfigError("There is no evaluation data.")
         asked = questions(data.evaluation, recipe.data.scored)
-        max_length = recipe.data.max_length
-        return score_model(model, adapter, asked, max_length=max_length, on_progress=self._watcher.scoring)
+        return score_model(model, adapter, asked, on_progress=self._watcher.scoring)
 
     def _write_facts(self, tuned: Tuned, data: Prepared) -> None:
-        (self._folder / _RECIPE).write_text(self._recipe.to_yaml(), encoding="utf-8")
-        self._write(
+        self._write(_RECIPE, self._recipe.to_yaml())
+        self._write_json(
             _FACTS,
             {
                 "model": self._recipe.model,
@@ -360,10 +406,12 @@ class _Run:
             },
         )
 
-    def _write(self, name: str, value: object) -> None:
-        partial_path = self._folder / f"{name}.tmp"
-        partial_path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial_path, self._folder / name)
+    def _write_json(self, name: str, value: object) -> None:
+        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        with writing(self._folder):
+            write_whole(self._folder / name, text.encode())
 
 
 def _start(store: CheckpointStore, resume: Resume, folder: Path) -> int | None:

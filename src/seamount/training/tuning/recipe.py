@@ -225,7 +225,7 @@ class TuneRecipe(Section):
         if self.adapter is not None and (experts.bias_rate or experts.mtp_weight or experts.balance_weight):
             raise ValueError("experts: router bias, balance and MTP block are trained with all weights only")
         if self.optimizer.method == "muon" and (self.adapter is not None or self.strategy == "fsdp"):
-            raise ValueError("optimizer.method muon is for all weights, and not for strategy fsdp")
+            raise ValueError("optimizer.method muon is for all weights with strategy ddp; use adamw here")
         if self.schedule.kind == "plateau" and not (self.data.evaluation or self.data.evaluation_share):
             raise ValueError("schedule.kind plateau needs data.evaluation or data.evaluation_share")
         if self.data.max_length > self.batch.micro_tokens:
@@ -256,15 +256,7 @@ class TuneRecipe(Section):
         Raises:
             ConfigError: names the file and each wrong field.
         """
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as cause:
-            raise ConfigError(f"{path} cannot be read: {cause.strerror}.", hint="Give a recipe file.") from cause
-        except (yaml.YAMLError, UnicodeDecodeError) as cause:
-            raise ConfigError(f"{path} is not valid YAML: {cause}.") from cause
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path} holds no recipe.", hint="recipes/ has examples for each method.")
-        return cls.checked(with_changes(raw, changes), where=str(path))
+        return cls.checked(read_fields(path, changes), where=str(path))
 
     @classmethod
     def checked(cls, raw: dict[str, Any], *, where: str) -> Self:
@@ -274,6 +266,19 @@ class TuneRecipe(Section):
         except ValidationError as cause:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in cause.errors())
             raise ConfigError(f"{where}: {wrong}.", hint="docs/tuning.md describes the fields.") from cause
+
+
+def read_fields(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of a recipe file with `changes`, not checked yet. Raises ConfigError that names the file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as cause:
+        raise ConfigError(f"{path} cannot be read: {cause.strerror}.", hint="Give a recipe file.") from cause
+    except (yaml.YAMLError, UnicodeDecodeError) as cause:
+        raise ConfigError(f"{path} is not valid YAML: {cause}.") from cause
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no recipe.", hint="recipes/ has examples for each method.")
+    return with_changes(raw, changes)
 
 
 def with_changes(raw: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _run(folder: Path) -> dict[str, Any]:
     return {
         "name": str(facts.get("model") or folder.resolve().name),
         "outcome": _outcome(folder, course),
-        "brief": _brief(course, scores),
+        "brief": _brief(course, scores, matrix),
         "scores": scores,
         "matrix": matrix,
         "charts": _charts(course),
@@ -163,8 +163,8 @@ def _outcome(folder: Path, course: _Course) -> str:
     return " · ".join(told)
 
 
-def _brief(course: _Course, scores: list[dict[str, Any]]) -> list[dict[str, str]]:
-    keys = []
+def _brief(course: _Course, scores: list[dict[str, Any]], matrix: dict[str, Any] | None) -> list[dict[str, str]]:
+    keys = [] if matrix is None else [(value, name.lower()) for name, value in matrix["sums"]]
     if scores:
         keys.append((f"{_percent(scores[0]['before'])} → {_percent(scores[0]['after'])}", "accuracy, before → after"))
     for name, label in (("loss", "training loss"), ("evaluation", "evaluation loss")):

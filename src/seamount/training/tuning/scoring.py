@@ -17,6 +17,8 @@ import numpy as np
 import torch
 
 from seamount.core.sampling import SamplingParams
+from seamount.models.config import ModelConfig
+from seamount.models.locate import locate_model
 from seamount.training.evaluate import Encoder, Generated
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import Dataset
@@ -52,7 +54,7 @@ class Generator(Protocol):
     def generate(
         self,
         prompts: list[list[int]],
-        sampling: SamplingParams,
+        sampling: list[SamplingParams],
         *,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Sequence[Generated]: ...
@@ -78,14 +80,19 @@ def score(
     encoder: Encoder,
     asked: Sequence[Question],
     *,
+    context: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Answer all questions greedily, and count the right answers."""
-    if not asked:
-        return Score(0, 0)
-    longest = max(len(question.wanted) for question in asked) + _SPARE_TOKENS
-    sampling = SamplingParams(max_tokens=longest, temperature=0.0)
-    answers = generator.generate([list(question.prompt) for question in asked], sampling, on_progress=on_progress)
+    """Answer all questions greedily, and count the right answers.
+
+    Args:
+        context: tokens that the generator takes, prompt and answer together.
+    """
+    answers = generator.generate(
+        [list(question.prompt) for question in asked],
+        [SamplingParams(max_tokens=min(_room(q), context) - len(q.prompt), temperature=0.0) for q in asked],
+        on_progress=on_progress,
+    )
     num_right = sum(
         same_answer(
             encoder.decode(answer.token_ids, skip_special_tokens=False),
@@ -96,27 +103,32 @@ def score(
     return Score(num_right, len(asked))
 
 
+def _room(question: Question) -> int:
+    """Tokens for the question, the wanted answer, and one that is a little longer."""
+    return len(question.prompt) + len(question.wanted) + _SPARE_TOKENS
+
+
 def score_model(
     model: str,
     adapter: Path | None,
     asked: Sequence[Question],
     *,
-    max_length: int,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """As `score`, by an engine that is loaded for it and gone afterwards.
 
     Args:
         model, adapter: name of an embedded model or a folder, and a folder or None.
-        max_length: tokens of the longest question with its answer.
     """
     from seamount.engine.llm import LLM
 
+    most = ModelConfig.from_folder(locate_model(model)).max_position
+    context = min(max((_room(question) for question in asked), default=_SPARE_TOKENS), most)
     # The engine computes with threads of its own, and leaves torch one; training goes on with those that it had.
     threads = torch.get_num_threads()
-    llm = LLM(model, max_model_len=max_length + 512, adapter=None if adapter is None else str(adapter))
+    llm = LLM(model, max_model_len=context, adapter=None if adapter is None else str(adapter))
     try:
-        return score(llm, llm.prompt_encoder, asked, on_progress=on_progress)
+        return score(llm, llm.prompt_encoder, asked, context=context, on_progress=on_progress)
     finally:
         del llm
         gc.collect()

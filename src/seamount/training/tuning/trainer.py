@@ -137,7 +137,8 @@ class Trainer:
         on_step, on_evaluation: told what happened, on the main rank.
 
     Raises:
-        ConfigError: nothing is trainable, or an MTP loss is asked for of a network without the block.
+        ConfigError: nothing is trainable, an example is longer than the model's context, or an MTP loss is asked for of
+            a network without the block.
     """
 
     def __init__(
@@ -160,6 +161,12 @@ class Trainer:
         mtp_weight = recipe.experts.mtp_weight
         if mtp_weight and not len(model.mtp):
             raise ConfigError("experts.mtp_weight is set, and the model has no MTP block.", hint="Leave it at 0.")
+        longest, context = int(data.lengths.max(initial=0)), model.config.max_position
+        if longest > context:
+            raise ConfigError(
+                f"An example has {longest} tokens, and the model's context {context}.",
+                hint=f"Set data.max_length={context}, and data.overlong to what shall become of longer ones.",
+            )
         self._objective = objective or (_WithMtp(mtp_weight) if mtp_weight else Objective())
         if not mtp_weight:
             for parameter in model.mtp.parameters():
@@ -266,26 +273,27 @@ class Trainer:
         """Return the mean loss over the evaluation examples, and tell it; of the average where one is kept."""
         if self._evaluation is None:
             raise ConfigError("There is no evaluation data.", hint="Give data.evaluation in the recipe.")
+        total, data = 0.0, self._evaluation
         self.optimizer.publish_average()
         self.model.eval()
-        total = 0.0
-        data = self._evaluation
-        for start in range(0, len(data), _EVALUATED_AT_ONCE):
-            chosen = range(start, min(start + _EVALUATED_AT_ONCE, len(data)))
-            examples = [(index, data.example(index)) for index in chosen]
-            micros = pack(
-                examples,
-                micro_tokens=self.recipe.batch.micro_tokens,
-                rank=self.world.rank,
-                world_size=self.world.size,
-            )
-            for micro in micros:
-                total += float(self._loss(_ready(micro, self.world.device)))
+        try:
+            for start in range(0, len(data), _EVALUATED_AT_ONCE):
+                chosen = range(start, min(start + _EVALUATED_AT_ONCE, len(data)))
+                examples = [(index, data.example(index)) for index in chosen]
+                micros = pack(
+                    examples,
+                    micro_tokens=self.recipe.batch.micro_tokens,
+                    rank=self.world.rank,
+                    world_size=self.world.size,
+                )
+                for micro in micros:
+                    total += float(self._loss(_ready(micro, self.world.device)))
+        finally:  # a checkpoint may yet be made when another rank has failed
+            self.model.train()
+            if isinstance(self._loss, FSDPModule):
+                self._loss.reshard()  # else the root keeps the weights of the forward pass
+            self.optimizer.take_average_back()
         (total,) = self.world.sums(total)
-        self.model.train()
-        if isinstance(self._loss, FSDPModule):
-            self._loss.reshard()  # else the root keeps the weights of the forward pass
-        self.optimizer.take_average_back()
         loss = total / int(data.num_trained.sum())
         self.position.evaluation_loss = loss
         self.schedule.evaluated(loss)

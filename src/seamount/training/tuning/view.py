@@ -26,6 +26,7 @@ _LINE_EVERY_S = 10.0
 _BARS = "▁▂▃▄▅▆▇█"
 _MOST_KEPT = 1024
 _TREND_WIDTH = 40
+_IN_ROWS = ("task", "step", "epoch", "loss")
 
 
 class RunView:
@@ -98,6 +99,7 @@ class RunView:
         record = self._record
         left = self._pace.left(record.get("num_steps"))
         return [
+            *([("task", _task(record))] if "task" in record else []),
             ("step", f"{record['step']:,}" + (f"/{record['num_steps']:,}" if "num_steps" in record else "")),
             *([("epoch", f"{record['epoch']:.2f}")] if "epoch" in record else []),
             ("loss", f"{record['loss']:.4f}"),
@@ -115,11 +117,13 @@ class RunView:
             loss = Text(f"{record['loss']:.4f}", style="bold")
             loss.append(f"  {self._trend.bars(_TREND_WIDTH)}", style="cyan")
             grid = Table.grid(padding=(0, 2))
+            if "task" in record:
+                grid.add_row(Text("task", style="dim"), Text(_task(record)))
             grid.add_row(Text("loss", style="dim"), loss)
             if self._evaluation:
                 told = f"{_tried(self._evaluation)} (step {self._evaluation['step']:,})"
                 grid.add_row(Text("evaluation", style="dim"), Text(told))
-            told_briefly = [(name, value) for name, value in self._told() if name not in ("step", "epoch", "loss")]
+            told_briefly = [(name, value) for name, value in self._told() if name not in _IN_ROWS]
             line = "   ".join(f"{name} {value}" if name else value for name, value in told_briefly)
             grid.add_row(Text("now", style="dim"), Text(line))
             total = record.get("num_steps")
@@ -192,6 +196,10 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02} min"
     return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
+
+
+def _task(record: Mapping[str, Any]) -> str:
+    return f"{record['task']} ({record['task_number']} of {record['num_tasks']})"
 
 
 def _tried(record: Mapping[str, Any]) -> str:

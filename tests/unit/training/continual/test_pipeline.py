@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from continual_site import records, tasks
 from torch import Tensor
 
-from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError, NotFoundError
+from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError, NotFoundError, SeamountError
 from seamount.models.config import ModelConfig
 from seamount.models.loading import load_model
 from seamount.training.continual.pipeline import ContinualLearning
@@ -130,6 +131,59 @@ def test_rolling_back_brings_everything_back(begin: Begin) -> None:
     run.train(given)
     assert [(v.number, v.parent) for v in run.versions()] == [(0, 0), (1, 0), (2, 1), (3, 1)]
     assert same(tensors_of(run, 2), tensors_of(run, 3))
+
+
+def test_another_task_after_a_rollback_knows_nothing_of_the_one_that_was_left(begin: Begin) -> None:
+    run = begin()
+    run.train(tasks("first", "second"))
+    run.rollback(1)
+    assert run.train(tasks("first", "third")).tasks == ("first", "third")
+    assert [(v.number, v.parent, v.task_id) for v in run.versions()][2:] == [(2, 1, "second"), (3, 1, "third")]
+    apart = begin("apart")
+    apart.train(tasks("first", "third"))
+    assert same(tensors_of(run, 3), tensors_of(apart, 2))
+
+
+def test_the_report_follows_what_is_current(begin: Begin) -> None:
+    run = begin()
+    run.train(tasks())
+    page = (run.recipe.output / "report.html").read_text(encoding="utf-8")
+    for said in ("Finished", "Forgetting", "Backward transfer", "second", "What was trained", "version"):
+        assert said in page
+    assert page.count('class="mark"') == 15  # three tasks begin, in five pictures
+    facts = json.loads((run.recipe.output / "facts.json").read_text(encoding="utf-8"))
+    assert [facts["data"][name]["num_examples"] for name in ("first", "second", "third")] == [10, 10, 10]
+    run.rollback(1)
+    assert "Forgetting" not in (run.recipe.output / "report.html").read_text(encoding="utf-8").partition("</dl>")[0]
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_afterwards(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    whole = begin("whole")
+    wanted = whole.train(tasks("first", "second"))
+    for module, name in (("tuning.state", "write_tensors"), ("continual.versions", "replace_file")):
+        run = begin(name)
+        run.train(tasks("first"))
+        with monkeypatch.context() as patched:
+            patched.setattr(f"seamount.training.{module}.{name}", full)
+            with pytest.raises(SeamountError, match=r"disk is full|No space left"):
+                run.train(tasks("first", "second"))
+        assert begin(name).train(tasks("first", "second")) == wanted
+        assert same(tensors_of(run, 2), tensors_of(whole, 2))
+
+
+def test_a_watcher_is_told_which_task_of_how_many(begin: Begin) -> None:
+    told: list[Any] = []
+
+    class Listening(Silent):
+        def step(self, record: StepRecord) -> None:
+            told.append((getattr(record, "task", ""), getattr(record, "task_number", 0), record.step))
+
+    begin().train(tasks("first"), watcher=Listening())
+    begin().train(tasks("first", "second"), watcher=Listening())
+    assert told == [(name, number, step) for number, name in ((1, "first"), (2, "second")) for step in range(1, 6)]
 
 
 def test_a_version_becomes_a_model_and_an_adapter(begin: Begin, tmp_path: Path) -> None:

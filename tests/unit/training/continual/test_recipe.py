@@ -11,7 +11,7 @@ from continual_site import records
 
 from seamount.core.errors import ConfigError
 from seamount.training.continual.pipeline import ContinualLearning
-from seamount.training.continual.recipe import ContinualRecipe, from_fields
+from seamount.training.continual.recipe import ContinualRecipe, ContinualSection, from_fields
 
 RECIPES = Path(__file__).parents[4] / "recipes"
 FIELDS: dict[str, Any] = {"model": "seamount-tiny", "output": "runs/x", "adapter": None}
@@ -47,6 +47,13 @@ def test_a_section_and_one_of_its_fields_go_together() -> None:
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ContinualRecipe.checked({**FIELDS, **changes}, where="test")
+
+
+def test_the_document_has_each_field_with_its_value() -> None:
+    text = (RECIPES.parent / "docs" / "tuning-continual.md").read_text(encoding="utf-8")
+    for name, field in ContinualSection.model_fields.items():
+        value = str(field.default).lower() if isinstance(field.default, bool) else field.default
+        assert f"| `continual.{name}` | `{value}` | " in text
 
 
 def test_an_unknown_method_is_refused() -> None:

@@ -101,6 +101,7 @@ def test_tasks_in_sequence_have_their_matrix(tmp_path: Path) -> None:
     write_run(tmp_path, tasks=("sums", "units", "dates"))
     page, text = page_of(tmp_path)
     assert "Accuracy after sums units dates sums 90.0 % units 90.0 % 90.0 %" in page.text
+    assert "4.5 points forgetting" in page.text  # in short
     assert "Forgetting 4.5 points Backward transfer -4.5 points" in page.text
     assert len(re.findall(r'class="mark"', text)) == 15  # three tasks begin, in five pictures
     assert "dates" in text[text.index('<svg class="chart"') :]

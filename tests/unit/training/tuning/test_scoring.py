@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import ExampleList
-from seamount.training.tuning.scoring import questions, same_answer, score, score_model
+from seamount.training.tuning.scoring import Question, questions, same_answer, score, score_model
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_training_goes_on_with_its_own_threads_after_an_engine_has_answered() ->
     torch.set_num_threads(2)
     try:
         asked = questions(ExampleList([Example(np.array([0, 5, 6], np.int32), np.array([False, False, True]))]), 1)
-        assert score_model("seamount-tiny", None, asked, max_length=64).num_items == 1
+        assert score_model("seamount-tiny", None, asked).num_items == 1
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -74,6 +76,20 @@ class Parrot:
 def test_right_answers_are_counted() -> None:
     rows = [(1, 1), (2, 2), (3, 4)]
     data = ExampleList([Example(np.array(row, np.int32), np.array([False, True])) for row in rows])
-    found = score(Parrot(), Parrot(), questions(data, 10))
+    found = score(Parrot(), Parrot(), questions(data, 10), context=100)
     assert (found.num_right, found.num_items) == (2, 3)
     assert found.accuracy == pytest.approx(2 / 3)
+
+
+def test_each_question_gets_room_for_its_own_answer_within_the_context() -> None:
+    asked = [Question((1,) * 50, (2,) * 3), Question((1,) * 5, (2,) * 90)]
+    seen: list[int | None] = []
+
+    class Counting(Parrot):
+        def generate(self, prompts: Any, sampling: Any, *, on_progress: object = None) -> list[Parrot]:
+            seen.extend(one.max_tokens for one in sampling)
+            return super().generate(prompts, sampling)
+
+    score(Counting(), Counting(), asked, context=110)
+    assert seen == [3 + 32, 105]
+    assert score_model("seamount-tiny", None, asked).num_items == 2

@@ -6,12 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tuning_site as site
 from torch import Tensor
 
 from seamount.core.errors import CheckpointError, ConfigError
+from seamount.training.examples.example import Example
+from seamount.training.shards.dataset import ExampleList
 from seamount.training.tuning.state import CheckpointStore
 from seamount.training.tuning.trainer import EvaluationRecord, StepRecord, Trainer
 
@@ -173,3 +176,9 @@ def test_a_network_without_an_mtp_block_cannot_train_one() -> None:
 def test_nothing_to_train_is_an_error() -> None:
     with pytest.raises(ConfigError, match="No weight"):
         Trainer(site.recipe(), site.network().requires_grad_(False), site.examples(), world=site.ALONE)
+
+
+def test_an_example_longer_than_the_models_context_is_refused() -> None:
+    longer = Example(np.zeros(257, np.int32), np.ones(257, bool))
+    with pytest.raises(ConfigError, match="257 tokens, and the model's context 256"):
+        Trainer(site.recipe(), site.network(), ExampleList([longer]), world=site.ALONE)

@@ -42,6 +42,14 @@ def shown(console: Console) -> str:
     return console.file.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_of_tasks_says_which_of_how_many(terminal: bool) -> None:
+    screen = console(terminal=terminal)
+    with RunView("tiny", console=screen) as view:
+        view.step(record(1, task="support", task_number=2, num_tasks=5))
+    assert "support (2 of 5)" in shown(screen)
+
+
 def test_without_a_terminal_there_is_a_line_every_ten_seconds() -> None:
     clock, screen = Clock(), console()
     with RunView("tiny", console=screen, clock=clock) as view:
