@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_record_is_shown_with_its_trained_tokens(tmp_path: Path, capsys: pytes
     assert main(["data", "show", path, "--number", "2"]) == 0
     shown = capsys.readouterr().out
     assert f"{path}:2: " in shown
-    assert "<｜User｜>What is 1 + 1?<｜Assistant｜><think>⟦</think>2<｜end▁of▁sentence｜>⟧" in shown
+    assert "<｜User｜>›What is 1 + 1?‹<｜Assistant｜><think>›⟦‹</think>›2‹<｜end▁of▁sentence｜>›⟧" in shown
     assert main(["data", "show", path, "--number", "4"]) == 2
     assert f"error: {path}:4: is not JSON" in capsys.readouterr().err
     assert main(["data", "show", path, "--number", "7"]) == 2
@@ -71,6 +72,13 @@ def test_a_record_is_shown_with_its_trained_tokens(tmp_path: Path, capsys: pytes
         (["check", "d.jsonl", "--language", "xx"], "'xx' cannot be checked"),
         (["check", "d.jsonl", "--max-length", "1"], "must be at least 2"),
         (["show", "d.jsonl", "--model", "nothing"], "nothing"),
+        (["show", "d.jsonl", "--number", "0"], "must be at least 1"),
+        (["show", "d.jsonl", "--number", "-1"], "must be at least 1"),
+        (["show", "d.jsonl", "--number", "x"], "'x' is no whole number"),
+        (["check", ""], "has an empty name"),
+        (["check", "pipe.jsonl"], "pipe.jsonl is no file but a pipe"),
+        (["show", "pipe.jsonl"], "pipe.jsonl is no file but a pipe"),
+        (["build", "pipe.jsonl", "--output", "out"], "pipe.jsonl is no file but a pipe"),
         (["look"], "invalid choice"),
     ],
 )
@@ -79,6 +87,7 @@ def test_wrong_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "d.jsonl", GOOD)
+    os.mkfifo(tmp_path / "pipe.jsonl")
     assert main(["data", *words]) == 2
     assert said in capsys.readouterr().err
 

@@ -111,7 +111,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(
     assert main([*words("lora", data, output), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "attention" in said and "3 steps" in said
-    assert "⟦</think>X0<｜end▁of▁sentence｜>⟧" in said
+    assert "⟦‹</think>›X0‹<｜end▁of▁sentence｜>›⟧" in said
     assert not output.exists()
     assert main([*words("lora", data, output), "--dry-run", "--json"]) == 0
     assert result_of(capsys)["num_steps"] == 3
@@ -171,10 +171,62 @@ def test_a_damaged_checkpoint_another_recipe_and_a_folder_in_use_are_refused(
     assert main([*quick, "--quiet", "--resume", "never"]) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert main([*quick, "--set", "adapter.rank=4", "--quiet"]) == 2
-    assert "another network, adapter" in capsys.readouterr().err
+    assert "adapter.rank 16; it is 4 now" in capsys.readouterr().err
     flip_a_byte(output)
     assert main([*quick, "--quiet"]) == 2
     assert "state.safetensors" in capsys.readouterr().err
+
+
+def test_what_is_refused_on_going_on_leaves_all_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, output = write_examples(tmp_path / "data.jsonl"), tmp_path / "run"
+    fixed = ("data.scored=0", "data.evaluation_share=0", "saving.checkpoint_every_steps=1")
+    quick = words("lora", data, output, *fixed)
+    assert main([*quick, "--quiet"]) == 0
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+
+    before = files()
+    other = write_examples(tmp_path / "other.jsonl", 30)
+    for changes, said in (
+        (["--resume", "0"], "no checkpoint of step 0"),
+        (["--resume", "-1"], "no checkpoint of step -1"),
+        (["--resume", "2", "--set", f"data.train={other}"], "training data is not that"),
+        (["--set", "adapter.alpha=64"], "adapter.alpha 32.0; it is 64.0 now"),
+        (["--set", "optimizer.learning_rate=5e-4"], "optimizer.learning_rate 0.001; it is 0.0005 now"),
+        (["--set", "seed=7"], "seed 0; it is 7 now"),
+    ):
+        assert main([*quick, "--quiet", *changes]) == 2
+        assert said in capsys.readouterr().err
+        assert files() == before
+
+
+def test_damaged_scores_are_made_anew(tmp_path: Path) -> None:
+    quick = words("lora", write_examples(tmp_path / "data.jsonl"), tmp_path / "run")
+    assert main([*quick, "--quiet"]) == 0
+    scores = tmp_path / "run" / "scores.json"
+    held = json.loads(scores.read_text(encoding="utf-8"))
+    scores.write_bytes(b"{\xff")
+    assert main([*quick, "--quiet"]) == 0
+    assert json.loads(scores.read_text(encoding="utf-8")) == held
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holding = "import sys; from pathlib import Path; from seamount.training.tuning.lock import alone_in\n"
+    holding += "with alone_in(Path(sys.argv[1])): print('held', flush=True); input()"
+    output = tmp_path / "run"
+    output.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        quick = words("lora", write_examples(tmp_path / "data.jsonl"), output, "data.scored=0")
+        assert main([*quick, "--quiet"]) == 2
+        assert "Another process is working in" in capsys.readouterr().err
+    finally:
+        other.communicate("\n")
+    assert main([*quick, "--quiet"]) == 0
 
 
 def test_an_evaluation_example_that_is_trained_on_stops_the_run(

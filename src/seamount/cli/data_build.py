@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .data_flags import add_data_flags, add_language_flag, open_renderer
+from .data_flags import add_data_flags, add_language_flag, open_renderer, positive
 from .screen import harmless
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_language_flag(parser)
     parser.add_argument(
-        "--threads", type=_positive, metavar="N", help="that render and encode (one per processor, up to 4)"
+        "--threads", type=positive, metavar="N", help="that render and encode (one per processor, up to 4)"
     )
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
 
@@ -174,10 +174,3 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
     """Add files, model and rules; they are named as in a recipe's `data` section."""
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="data file, or a folder of such")
+    parser.add_argument("files", nargs="+", type=_path, metavar="FILE", help="data file, or a folder of such")
     parser.add_argument(
         "--model", metavar="MODEL", help="folder or name of the model that is to be trained (seamount-tiny)"
     )
@@ -46,6 +46,27 @@ def open_renderer(args: argparse.Namespace) -> tuple[PromptEncoder, Renderer]:
 
     encoder = PromptEncoder.from_folder(locate_model(flags.settings_from(args).engine.model))
     return encoder, Renderer(encoder, max_length=args.max_length, train_on=args.train_on, thinking=args.thinking)
+
+
+def positive(text: str) -> int:
+    """Return a whole number from 1 on, for `type`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _path(text: str) -> Path:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("has an empty name; . is this folder")
+    return Path(text)
 
 
 def _length(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from seamount.core.errors import InvalidRequestError
 
-from .data_flags import add_data_flags, open_renderer
+from .data_flags import add_data_flags, open_renderer, positive
 from .screen import harmless
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the action's flags."""
     add_data_flags(parser)
-    parser.add_argument("--number", type=int, default=1, metavar="N", help="the record to show, counted from 1 (1)")
+    parser.add_argument(
+        "--number", type=positive, default=1, metavar="N", help="the record to show, counted from 1 (1)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

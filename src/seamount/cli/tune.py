@@ -149,7 +149,7 @@ def show_plan(found: Plan, model: str, lines: Sequence[str] | None = None) -> No
     minutes = found.seconds / 60
     console.print(
         f"{found.num_steps:,} steps of about {found.seconds_per_step:.2f} s: {minutes:,.1f} minutes; "
-        f"memory {size_text(found.memory_bytes)}; weights in {found.precision}"
+        f"memory at least {size_text(found.memory_bytes)}; weights in {found.precision}"
     )
     encoder = PromptEncoder.from_folder(locate_model(model))
     try:

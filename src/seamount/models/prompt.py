@@ -257,6 +257,11 @@ class PromptEncoder:
             self._check_tools_are_kept(template, chat.view(len(prepared) - 1, prompted=True))
         return chat
 
+    def disarm(self, text: str) -> tuple[str, dict[str, str]]:
+        """Return plain text, ready for `TextTokenizer.encode_many`: markers in it are letters, as in messages."""
+        (disarmed,), literals = self._guard.guard(text)
+        return disarmed, literals
+
     def _variables(
         self, prepared: Sequence[dict[str, Any]], schemas: Sequence[Mapping[str, Any]] | None, extra: Mapping[str, Any]
     ) -> dict[str, Any]:

@@ -205,7 +205,10 @@ class ContinualLearning:
         number = (self._versions.current() if version is None else self._versions.find(version)).number
         tensors, _ = self._versions.load(number)
         tuned = network_of(self.recipe, tensors, torch.device("cpu"))
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as cause:
+            raise ConfigError(f"{folder} cannot be made: {cause.strerror}.", hint="Name another folder.") from cause
         return write_result(self.recipe, tuned, part(tensors, "weights."), Path(folder))
 
     def _check_exists(self) -> None:

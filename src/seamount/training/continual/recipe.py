@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from seamount.core.errors import ConfigError
-from seamount.training.tuning.recipe import Paths, Section, TuneRecipe
+from seamount.training.tuning.recipe import MANY_EXAMPLES, MANY_STEPS, Paths, Section, TuneRecipe
 
 
 class ContinualSection(Section):
@@ -30,15 +31,15 @@ class ContinualSection(Section):
         drift_every_steps, drift_examples: how often that is measured, and on how many.
     """
 
-    memory_buffer_size: int = Field(ge=0, default=1024)
+    memory_buffer_size: int = Field(ge=0, le=2**24, default=1024)
     replay_share: float = Field(gt=0, lt=1, default=0.5)
     elastic_weight_consolidation: bool = True
-    ewc_weight: float = Field(gt=0, default=1.0)
+    ewc_weight: float = Field(gt=0, le=1e9, default=1.0)
     ewc_decay: float = Field(gt=0, le=1, default=1.0)
-    fisher_examples: int = Field(gt=0, default=256)
-    drift_tolerance: float | None = Field(gt=0, default=0.1)
-    drift_every_steps: int = Field(gt=0, default=20)
-    drift_examples: int = Field(gt=0, default=64)
+    fisher_examples: int = Field(gt=0, le=MANY_EXAMPLES, default=256)
+    drift_tolerance: float | None = Field(gt=0, le=1e6, default=0.1)
+    drift_every_steps: int = Field(gt=0, le=MANY_STEPS, default=20)
+    drift_examples: int = Field(gt=0, le=MANY_EXAMPLES, default=64)
 
 
 class TaskSection(Section):
@@ -101,10 +102,11 @@ def from_fields(fields: dict[str, Any]) -> ContinualRecipe:
     }
     for name in [name for name in raw if name not in ContinualRecipe.model_fields]:
         homes = [home for home, section in sections.items() if name in section.model_fields]
-        if len(homes) == 1:
-            raw[homes[0]] = {**_plain(raw.get(homes[0], {})), name: raw.pop(name)}
+        given = raw.get(homes[0], {}) if len(homes) == 1 else None
+        if isinstance(given, Section | Mapping):
+            raw[homes[0]] = {**_plain(given), name: raw.pop(name)}
     return ContinualRecipe.checked(raw, where="ContinualLearning.load")
 
 
-def _plain(section: Any) -> dict[str, Any]:
+def _plain(section: Section | Mapping[str, Any]) -> dict[str, Any]:
     return section.model_dump() if isinstance(section, Section) else dict(section)

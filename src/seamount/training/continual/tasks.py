@@ -67,6 +67,8 @@ def unknown(tasks: Sequence[Task], lineage: Sequence[Version]) -> list[Task]:
 
 
 def _check(place: int, task: Mapping[str, Any]) -> None:
+    if not isinstance(task, Mapping):
+        raise ConfigError(f"Task {place} is {type(task).__name__}.", hint="Give each as {'data': ..., 'task_id': ...}.")
     missing = [name for name in _NEEDED if task.get(name) is None]
     unknown = sorted(set(task) - {*_NEEDED, *_OPTIONAL})
     if missing or unknown:

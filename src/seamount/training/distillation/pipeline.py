@@ -194,13 +194,20 @@ def _objective(
     )
     gc.collect()  # the teacher
     cache = TopCache(recipe.cache_folder, facts, data.train)
-    return DistillationObjective(cache.guide, section.weight, section.temperature)
+    return _following(recipe, teacher, DistillationObjective(cache.guide, section.weight, section.temperature))
 
 
 def _beside(recipe: DistillRecipe, teacher: Path, world: World, watcher: Watcher) -> DistillationObjective:
     watcher.stage("Loading the teacher")
     loaded = _loader(recipe, teacher, world, watcher)()
-    return DistillationObjective(loaded.guide, recipe.distillation.weight, recipe.distillation.temperature)
+    section = recipe.distillation
+    return _following(recipe, teacher, DistillationObjective(loaded.guide, section.weight, section.temperature))
+
+
+def _following(recipe: DistillRecipe, teacher: Path, made: DistillationObjective) -> DistillationObjective:
+    """The objective, which says by what rules and which teacher: a run goes on by the same ones only."""
+    made.rules = f"{recipe.distillation.model_dump_json()} of {teacher.name}"
+    return made
 
 
 def _loader(recipe: DistillRecipe, teacher: Path, world: World, watcher: Watcher) -> Callable[[], Teacher]:

@@ -4,6 +4,7 @@ and `seamount distill`. It must not know tensors.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ class StudentSection(Section):
     def _is_one(self) -> StudentSection:
         if sum(value is not None for value in (self.model, self.config, self.shrink)) != 1:
             raise ValueError("give one of model, config and shrink")
+        try:
+            json.dumps(self.config, allow_nan=False)
+        except (ValueError, TypeError) as cause:
+            raise ValueError("config holds what config.json cannot, such as an infinite number") from cause
         return self
 
 
@@ -49,8 +54,8 @@ class DistillationSection(Section):
     """
 
     weight: float = Field(gt=0, le=1, default=0.9)
-    temperature: float = Field(gt=0, default=1.0)
-    top_k: int | None = Field(gt=0, default=None)
+    temperature: float = Field(ge=0.01, le=1000, default=1.0)
+    top_k: int | None = Field(gt=0, le=2**20, default=None)
     cache: Path | None = None
     teacher_precision: Precision = "auto"
 

@@ -234,6 +234,8 @@ class Turns:
                 json.dumps(function, ensure_ascii=False, allow_nan=False).encode()
             except (ValueError, TypeError, RecursionError) as cause:
                 raise bad(self._record, path, f"is not JSON: {str(cause)[:100]}") from cause
+            if problem := _schema_problem(function.get("parameters")):
+                raise bad(self._record, path, problem, hint="parameters are a JSON schema, as in OpenAI's tools.")
             found.append({"type": "function", "function": {**function}})
         return tuple(found)
 
@@ -244,6 +246,21 @@ class Turns:
         if isinstance(value, bool) or not isinstance(value, int):
             raise bad(self._record, "id", f"is neither text nor a whole number but {kind_of(value)}")
         return str(value)
+
+
+def _schema_problem(parameters: Any) -> str:
+    """Say in which way a tool's parameters are not what chat templates go through; nothing where they are."""
+    if parameters is None:
+        return ""
+    if not isinstance(parameters, Mapping):
+        return f"has parameters that are {kind_of(parameters)}, not an object"
+    properties = parameters.get("properties")
+    if properties is not None and not isinstance(properties, Mapping):
+        return f"has parameters whose properties are {kind_of(properties)}, not an object"
+    # Parquet fills up with null what other rows' tools have.
+    if properties and not all(schema is None or isinstance(schema, Mapping | bool) for schema in properties.values()):
+        return "has parameters of which a property is no object"
+    return ""
 
 
 def _text(record: Record, field: str, value: Any, *, may_be_empty: bool = False) -> str:

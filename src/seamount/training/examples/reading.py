@@ -8,7 +8,9 @@ in its place among the records, so that nobody can overlook it.
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from json.decoder import JSONDecodeError
 from pathlib import Path
@@ -31,11 +33,11 @@ def read_records(source: Source) -> Iterator[Record | RecordError]:
     """Yield what a source holds, in order; broken rows as the error that names them.
 
     Args:
-        source: a file (JSON, JSON lines, CSV, TSV, each also as .gz; parquet), a folder of such files, several of
-            these; or an iterable of dicts, a torch DataLoader included.
+        source: a file (JSON, JSON lines, CSV, TSV, each also as .gz; parquet), a folder of such files and folders,
+            several of these; or an iterable of dicts, a torch DataLoader included.
 
     Raises:
-        ConfigError: there is no such file, it cannot be read, or its kind is not known.
+        ConfigError: as of `sources_of`, or a file cannot be read.
     """
     for part in sources_of(source):
         yield from _read_file(part) if isinstance(part, Path) else _read_items(part)
@@ -44,13 +46,17 @@ def read_records(source: Source) -> Iterator[Record | RecordError]:
 def sources_of(source: Source) -> list[Path | Iterable[Any]]:
     """Return the files that a source names, folders opened; or the iterable itself.
 
+    Folders are read in the order of names, with the folders in them, each once whatever links to it. What is hidden
+    (its name begins with a dot) is passed over.
+
     Raises:
-        ConfigError: a path does not exist, or a folder holds no file of a known kind.
+        ConfigError: a path does not exist, a folder holds no file, or one of them is no data: of an unknown kind, a
+            broken link, a pipe or a device.
     """
     if isinstance(source, str | Path):
-        return list(_files(Path(source)))
+        return list(_files(source))
     if isinstance(source, list | tuple) and source and all(isinstance(part, str | Path) for part in source):
-        return [file for part in source for file in _files(Path(part))]
+        return [file for part in source for file in _files(part)]
     if isinstance(source, Mapping | bytes) or not isinstance(source, Iterable):
         raise ConfigError(
             f"Training data cannot be {type(source).__name__}.", hint="Give files, or an iterable of dicts."
@@ -72,16 +78,64 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if _suffix(file) in SUFFIXES and file.is_file())
-        if not found:
-            raise ConfigError(f"The folder {path} holds no data files.", hint=f"Known are {', '.join(SUFFIXES)}.")
-        yield from found
-    elif not path.exists():
-        raise ConfigError(f"There is no file {path}.", hint="Check the path.")
-    else:
+def _files(given: Path | str) -> Iterator[Path]:
+    if not str(given).strip():
+        raise ConfigError("A data file has an empty name.", hint="Name a file, or a folder: . is this one.")
+    path = Path(given)
+    if not os.path.isdir(path):  # unlike Path's, False where it cannot be told; then the check says why
+        _check_file(path)
         yield path
+        return
+    try:
+        found = list(_files_in(path, set()))
+    except OSError as cause:
+        raise ConfigError(f"{cause.filename or path} cannot be read: {cause.strerror or cause}.") from cause
+    if not found:
+        raise ConfigError(f"The folder {path} holds no data files.", hint=f"Known are {', '.join(SUFFIXES)}.")
+    yield from found
+
+
+def _files_in(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it; `seen` are the folders that were read, links resolved.
+
+    Raises:
+        OSError: a folder cannot be read.
+        ConfigError: something is no data.
+    """
+    real = folder.resolve()
+    if real in seen:
+        return
+    seen.add(real)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _files_in(path, seen)
+        else:
+            _check_file(path, hint=f"Move it out of {folder}, or name the files to be read.")
+            yield path
+
+
+def _check_file(path: Path, *, hint: str | None = None) -> None:
+    """Refuse what is no data before it is opened: opening a pipe waits for who writes it, and a device may never end.
+
+    Raises:
+        ConfigError: the path is no regular file of a known kind.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as cause:
+        if path.is_symlink():
+            raise ConfigError(f"{path} is a link to a file that does not exist.", hint=hint) from cause
+        raise ConfigError(f"There is no file {path}.", hint="Check the path.") from cause
+    except OSError as cause:
+        raise ConfigError(f"{path} cannot be read: {cause.strerror or cause}.", hint=hint) from cause
+    if not stat.S_ISREG(mode):
+        problem = "is no file but a pipe, a socket or a device"
+        raise ConfigError(f"{path} {problem}.", hint=hint or "Write its content to a file first.")
+    if _suffix(path) not in SUFFIXES:
+        known = f"Known are {', '.join(SUFFIXES)}, also with .gz."
+        raise ConfigError(f"{path} is of an unknown kind.", hint=f"{known} {hint}" if hint else known)
 
 
 def _suffix(path: Path) -> str:
@@ -90,8 +144,6 @@ def _suffix(path: Path) -> str:
 
 def _read_file(path: Path) -> Iterator[Record | RecordError]:
     suffix = _suffix(path)
-    if suffix not in SUFFIXES:
-        raise ConfigError(f"{path} is of an unknown kind.", hint=f"Known are {', '.join(SUFFIXES)}, also with .gz.")
     try:
         if suffix == ".parquet":
             from .tables import read_parquet

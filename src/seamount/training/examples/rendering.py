@@ -25,13 +25,14 @@ from seamount.models.reasoning import THINK_OPEN
 from .alignment import STAND_IN, AlignmentError, Turn, made_completion, own_completion
 from .example import Example
 from .joining import Plan, example_of, join, plan
+from .plain import encode_plain
 from .record import RecordError
 from .sample import Sample
 
 Thinking = Literal["auto", "on", "off"]
 TrainOn = Literal["last", "all"]
 View = tuple[Conversation, Mapping[str, Any]]
-_RULES = 1  # changes when the same record may become other examples
+_RULES = 2  # changes when the same record may become other examples
 
 
 @dataclass(slots=True)
@@ -261,11 +262,8 @@ class Renderer:
         return plan(job.turns, job.completions, numbers, literals)
 
     def _plain(self, sample: Sample) -> Example:
-        prompt = self._encoder.encode_text(sample.prompt) if sample.prompt else ()
-        if sample.prompt:
-            words = self._encoder.tokenizer.encode_many([(sample.completion, {})], inside=True)[0]
-        else:
-            words = self._encoder.encode_text(sample.completion)
+        prompt = encode_plain(self._encoder, [sample.prompt])[0] if sample.prompt else ()
+        words = encode_plain(self._encoder, [sample.completion], inside=bool(sample.prompt))[0]
         token_ids = (*prompt, *words, self._encoder.eos_token_ids[0])
         return example_of(token_ids, [(len(prompt), len(token_ids))])
 

@@ -16,7 +16,8 @@ from seamount.models.prompt import PromptEncoder
 from .example import Example
 
 LEARNED, END_LEARNED = "⟦", "⟧"
-_LEARNED_STYLE, _MARKER_STYLE = "black on green", "bold"
+MARKER, END_MARKER = "‹", "›"
+_LEARNED_STYLE, _MARKER_STYLE = "black on green", "bold underline"
 
 
 def marked(example: Example, encoder: PromptEncoder) -> Iterator[tuple[str, bool, bool]]:
@@ -29,7 +30,7 @@ def marked(example: Example, encoder: PromptEncoder) -> Iterator[tuple[str, bool
 
 
 def as_text(example: Example, encoder: PromptEncoder) -> Text:
-    """Return the example with what is learned on green ground, markers bold."""
+    """Return the example with what is learned on green ground; markers, not their letters, are bold and underlined."""
     text = Text()
     for piece, is_learned, is_marker in marked(example, encoder):
         styles = [_LEARNED_STYLE] * is_learned + [_MARKER_STYLE] * is_marker
@@ -38,10 +39,10 @@ def as_text(example: Example, encoder: PromptEncoder) -> Text:
 
 
 def as_plain(example: Example, encoder: PromptEncoder) -> str:
-    """Return the example with what is learned between ⟦ and ⟧, for where there are no colours."""
+    """Return the example with what is learned between ⟦ and ⟧ and markers between ‹ and ›, where no colours are."""
     found = []
     for is_learned, pieces in groupby(marked(example, encoder), lambda piece: piece[1]):
-        text = "".join(piece[0] for piece in pieces)
+        text = "".join(f"{MARKER}{piece}{END_MARKER}" if is_marker else piece for piece, _, is_marker in pieces)
         found.append(f"{LEARNED}{text}{END_LEARNED}" if is_learned else text)
     return "".join(found)
 

@@ -134,7 +134,7 @@ class ChunkMaker:
 
     def _examples(self, samples: Sequence[Sample], notes: _Notes) -> list[Example]:
         """The samples' examples, in order: of conversations as rendered, of plain text its windows."""
-        plain = [sample.completion for sample in samples if _is_plain(sample)]
+        plain = [sample for sample in samples if _is_plain(sample)]
         chats = [sample for sample in samples if not _is_plain(sample)]
         windows = iter(text_windows(self._encoder, plain, self._renderer.max_length) if plain else [])
         rendered = iter(self._renderer.render(chats) if chats else [])

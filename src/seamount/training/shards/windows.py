@@ -10,24 +10,41 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from seamount.core.errors import InvalidRequestError
 from seamount.models.prompt import PromptEncoder
 from seamount.training.examples.example import Example
+from seamount.training.examples.plain import encode_plain
+from seamount.training.examples.record import RecordError
+from seamount.training.examples.sample import Sample
 
 # What the tokenizer makes of a text takes a hundred times its size while it is at work.
 _PIECE_CHARS = 2**18
 
 
-def text_windows(encoder: PromptEncoder, texts: Sequence[str], max_length: int) -> list[list[Example]]:
-    """For each text, the windows of at most `max_length` tokens over it."""
-    begin, end = encoder.encode_text(""), encoder.eos_token_ids[0]
+def text_windows(
+    encoder: PromptEncoder, samples: Sequence[Sample], max_length: int
+) -> list[list[Example] | RecordError]:
+    """For each plain text, the windows of at most `max_length` tokens over it, or why there are none."""
+    try:
+        documents = _documents(encoder, [sample.completion for sample in samples])
+    except InvalidRequestError as cause:
+        if len(samples) > 1:
+            return [made for sample in samples for made in text_windows(encoder, [sample], max_length)]
+        reason = f"cannot be rendered: {cause.message.rstrip('.')}"
+        return [sample.error("", reason, hint=cause.hint) for sample in samples]
+    return [list(_windows(tokens, max_length)) for tokens in documents]
+
+
+def _documents(encoder: PromptEncoder, texts: Sequence[str]) -> list[np.ndarray]:
+    """Tokens of each text, int32, with the one that ends it."""
     cut = [list(_pieces(text)) for text in texts]
-    first = encoder.tokenizer.encode_many([(pieces[0], {}) for pieces in cut], inside=False)
+    first = encode_plain(encoder, [pieces[0] for pieces in cut])
     found = []
     for pieces, ids in zip(cut, first, strict=True):
-        parts = [np.array(begin, dtype=np.int32), np.array(ids, dtype=np.int32)]
-        for piece in pieces[1:]:
-            parts.append(np.array(encoder.tokenizer.encode_inside(piece), dtype=np.int32))
-        found.append(list(_windows(np.concatenate([*parts, np.array([end], dtype=np.int32)]), max_length)))
+        parts = [np.array(ids, dtype=np.int32)]
+        for piece in pieces[1:]:  # one by one, for what they take
+            parts.append(np.array(encode_plain(encoder, [piece], inside=True)[0], dtype=np.int32))
+        found.append(np.concatenate([*parts, np.array(encoder.eos_token_ids[:1], dtype=np.int32)]))
     return found
 
 

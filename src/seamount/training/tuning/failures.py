@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +21,7 @@ import psutil
 from seamount.core.errors import EngineError, SeamountError
 
 from .distributed import World
+from .lock import alone_in
 from .writing import not_written
 
 _NOTE_WAIT_S = 5.0
@@ -37,7 +38,7 @@ class RankFailedError(EngineError):
 
 @contextmanager
 def together(folder: Path, world: World, rescue: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """While ranks work together in a run's folder, which is made; parts from them at the end.
+    """While ranks work together in a run's folder, which is made, and nobody else does; parts from them at the end.
 
     torchrun asks the others to end (SIGTERM) when a rank does. They do, and say why; to that end a process whose run
     failed ignores SIGTERM from then on.
@@ -46,12 +47,15 @@ def together(folder: Path, world: World, rescue: Callable[[], None] = lambda: No
         rescue: keeps what is whole of this rank, when another has failed.
 
     Raises:
+        ConfigError: another process works in the folder.
         RankFailedError: in place of whatever ended this rank because of another one.
         CapacityError: a file of the run cannot be written, in place of the system's error.
     """
+    lock = ExitStack()
     try:
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
+            lock.enter_context(alone_in(folder))
             forget_failures(folder)
         world.wait()
         yield
@@ -72,6 +76,7 @@ def together(folder: Path, world: World, rescue: Callable[[], None] = lambda: No
             raise
         raise told from error
     finally:
+        lock.close()
         world.leave()
 
 

@@ -12,9 +12,8 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, Protocol
@@ -230,7 +229,9 @@ class _Run:
         self._loss: float | None = None
         self._before: Score | None = None
         self._after: Score | None = None
+        self._asked_of = ""
         self._trainer: Trainer | None = None
+        self._log: RunLog | None = None
         self._position, self._num_steps = Position(), 0
 
     def go(self, train: Any, evaluation: Any, resume: Resume) -> TuneResult:
@@ -269,10 +270,6 @@ class _Run:
         recipe, world, watcher = self._recipe, self._world, self._watcher
         watcher.stage("Loading the model")
         tuned = open_network(recipe, world.device, watcher.loading)
-        if world.is_main:
-            self._write_facts(tuned, data)
-            store.rewind(start or 0)
-        log = self._open_log(start)
         self._trainer = trainer = Trainer(
             recipe,
             tuned.model,
@@ -281,15 +278,20 @@ class _Run:
             evaluation=data.evaluation,
             objective=None if self._objective is None else self._objective(data, world),
             store=store,
-            on_step=partial(self._on_step, log),
-            on_evaluation=partial(self._on_evaluation, log),
+            on_step=self._on_step,
+            on_evaluation=self._on_evaluation,
         )
         self._position, self._num_steps = trainer.position, trainer.num_steps
+        if start is not None:
+            trainer.restore(start)
+            self._position = trainer.position
+        world.wait()
+        if world.is_main:  # nothing of what was there is removed before it is known that the run can go on
+            self._write_facts(tuned, data)
+            store.rewind(start or 0)
+            self._log = self._open_log(start)
         finished = False
         try:
-            if start is not None:
-                trainer.restore(start)
-                self._position = trainer.position
             watcher.began(tuned, data, trainer)
             trainer.run()
             finished = trainer.position.step == trainer.num_steps
@@ -297,8 +299,8 @@ class _Run:
             if finished:
                 make_whole(tuned.model, world)
         finally:
-            if log is not None:
-                log.close(finished=finished)
+            if self._log is not None:
+                self._log.close(finished=finished)
         self._trainer = None
         if not finished or not world.is_main:
             return None
@@ -330,20 +332,18 @@ class _Run:
         if self._world.is_main and self._trainer is not None and self._recipe.strategy == "ddp":
             self._trainer.save()
 
-    def _on_step(self, log: RunLog | None, record: StepRecord) -> None:
+    def _on_step(self, record: StepRecord) -> None:
         self._loss = record.loss
-        if log is not None:
-            log.step(asdict(record))
+        if self._log is not None:
+            self._log.step(asdict(record))
         self._watcher.step(record)
 
-    def _on_evaluation(self, log: RunLog | None, record: EvaluationRecord) -> None:
-        if log is not None:
-            log.evaluation(asdict(record))
+    def _on_evaluation(self, record: EvaluationRecord) -> None:
+        if self._log is not None:
+            self._log.evaluation(asdict(record))
         self._watcher.evaluation(record)
 
-    def _open_log(self, start: int | None) -> RunLog | None:
-        if not self._world.is_main:
-            return None
+    def _open_log(self, start: int | None) -> RunLog:
         tracking = self._recipe.tracking
         log = RunLog(
             self._folder,
@@ -359,23 +359,28 @@ class _Run:
         most = self._recipe.data.scored
         if data.evaluation is None or not most or not self._world.is_main:
             return
-        known, asked_of = self._folder / _SCORES, f"{self._recipe.model} {data.evaluation.digest} {most}"
-        if known.exists():
-            held = json.loads(known.read_text(encoding="utf-8"))
+        asked_of = f"{self._recipe.model} {data.evaluation.digest} {most}"
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # absent, or damaged: asked again
+            held = json.loads((self._folder / _SCORES).read_bytes())
             if held["asked_of"] == asked_of:
-                self._before = Score(**held["before"])
+                self._before = Score(int(held["before"]["num_right"]), int(held["before"]["num_items"]))
+                self._asked_of = asked_of
                 return
         self._watcher.stage("Answering evaluation examples before the run")
-        self._before = self._score(None, data)
-        self._write_json(_SCORES, {"asked_of": asked_of, "before": asdict(self._before)})
+        self._before, self._asked_of = self._score(None, data), asked_of
+        self._write_scores()
 
     def _score_after(self, result: Path, data: Prepared) -> None:
         if self._before is None:
             return
         self._watcher.stage("Answering evaluation examples after the run")
         self._after = self._score(result, data)
-        held = json.loads((self._folder / _SCORES).read_text(encoding="utf-8"))
-        self._write_json(_SCORES, held | {"after": asdict(self._after)})
+        self._write_scores()
+
+    def _write_scores(self) -> None:
+        scores = {"before": self._before, "after": self._after}
+        told = {name: asdict(score) for name, score in scores.items() if score is not None}
+        self._write_json(_SCORES, {"asked_of": self._asked_of, **told})
 
     def _score(self, result: Path | None, data: Prepared) -> Score:
         recipe, adapter = self._recipe, None
@@ -424,6 +429,9 @@ def _start(store: CheckpointStore, resume: Resume, folder: Path) -> int | None:
         return None
     if resume == "auto":
         return steps[-1] if steps else None
+    if resume not in steps:
+        there = f"There are steps {', '.join(map(str, steps))}." if steps else "There is none of any step."
+        raise ConfigError(f"{folder} holds no checkpoint of step {resume}.", hint=there)
     return resume
 
 

@@ -1,26 +1,53 @@
 """What a tuning run is: the fields of a recipe file, checked. Called by `pipeline`, `seamount tune` and the tests.
 
-A recipe is YAML that people keep in git; unknown keys fail. It must not know tensors. What a field does is said at the
-field: `seamount tune --help` points here by printing these docstrings.
+A recipe is YAML that people keep in git; unknown keys fail. It must not know tensors, nor how files are read
+(`recipe_files`). What a field does is said at the field: `seamount tune --help` points here by printing these
+docstrings.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from seamount.core.errors import ConfigError
+
+from .recipe_files import read_fields as read_fields
+from .recipe_files import wrong_fields
 
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 
 
 class Section(BaseModel):
-    """A part of a recipe."""
+    """A part of a recipe. Its numbers are finite, and `true` is none of them; whoever adds one bounds it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(info.field_name)].annotation
+        kinds = {kind, *get_args(kind)}
+        if not kinds & {int, float}:
+            return value
+        if isinstance(value, bool):
+            raise ValueError(f"must be a number, not {str(value).lower()}")
+        if isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError("is too large a number")
+        return value
 
 
 def _several(value: Any) -> Any:
@@ -28,6 +55,12 @@ def _several(value: Any) -> Any:
 
 
 Paths = Annotated[tuple[Path, ...], BeforeValidator(_several)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_several)]
+
+MANY_STEPS = 10**9
+MANY_EXAMPLES = 2**20
+# What MLflow would take for a store; anything else it takes for the name of a new folder.
+_STORE = re.compile(r"https?://[^/\s]+.*|file:.+|(sqlite|postgresql|mysql|mssql)(\+\w+)?://.+|databricks(://.+)?")
 
 
 class DataSection(Section):
@@ -54,14 +87,14 @@ class DataSection(Section):
     train: Paths = ()
     evaluation: Paths = ()
     evaluation_share: float = Field(ge=0, lt=1, default=0.0)
-    max_length: int = Field(gt=1, default=2048)
+    max_length: int = Field(gt=1, le=2**22, default=2048)
     overlong: Literal["error", "skip", "cut"] = "error"
     train_on: Literal["last", "all"] = "all"
     thinking: Literal["auto", "on", "off"] = "auto"
     language: str | None = None
     duplicates: Literal["keep", "drop"] = "keep"
     leaks: Literal["refuse", "allow"] = "refuse"
-    scored: int = Field(ge=0, default=200)
+    scored: int = Field(ge=0, le=MANY_EXAMPLES, default=200)
 
 
 class AdapterSection(Section):
@@ -73,15 +106,15 @@ class AdapterSection(Section):
         alpha: the product is scaled by alpha / rank.
         dropout: of the adapter's input, while training.
         targets: groups (`attention`, `dense`, `shared`, `experts`; `linear` is the first three, as far as the model has
-            them) or names of projections (`q_proj`, `kv_b_proj`, ...).
+            them) or names of projections (`q_proj`, `kv_b_proj`, ...); a list, or one of them.
         use_rslora: scale by alpha / sqrt(rank) instead (arXiv 2312.03732).
     """
 
     method: Literal["lora", "qlora"] = "lora"
     rank: int = Field(gt=0, le=4096, default=16)
-    alpha: float = Field(gt=0, default=32.0)
+    alpha: float = Field(gt=0, le=1e6, default=32.0)
     dropout: float = Field(ge=0, lt=1, default=0.0)
-    targets: tuple[str, ...] = Field(min_length=1, default=("linear",))
+    targets: Names = Field(min_length=1, default=("linear",))
     use_rslora: bool = False
 
 
@@ -93,8 +126,8 @@ class BatchSection(Section):
         micro_tokens: a step is computed in parts of about so many tokens, which bounds the memory of activations.
     """
 
-    examples: int = Field(gt=0, default=16)
-    micro_tokens: int = Field(gt=0, default=4096)
+    examples: int = Field(gt=0, le=MANY_EXAMPLES, default=16)
+    micro_tokens: int = Field(gt=0, le=2**24, default=4096)
 
 
 class OptimizerSection(Section):
@@ -112,12 +145,12 @@ class OptimizerSection(Section):
     """
 
     method: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float | None = Field(gt=0, default=None)
+    learning_rate: float | None = Field(gt=0, le=1, default=None)
     beta1: float = Field(ge=0, lt=1, default=0.9)
     beta2: float = Field(ge=0, lt=1, default=0.95)
-    eps: float = Field(gt=0, default=1e-8)
-    weight_decay: float = Field(ge=0, default=0.0)
-    clip_norm: float = Field(gt=0, default=1.0)
+    eps: float = Field(ge=1e-20, le=1, default=1e-8)
+    weight_decay: float = Field(ge=0, le=1000, default=0.0)
+    clip_norm: float = Field(gt=0, le=1e12, default=1.0)
     ema_decay: float | None = Field(gt=0, lt=1, default=None)
 
 
@@ -134,13 +167,13 @@ class ScheduleSection(Section):
         final_share: of the highest rate, at the end.
     """
 
-    epochs: float = Field(gt=0, default=3.0)
-    steps: int | None = Field(gt=0, default=None)
+    epochs: float = Field(gt=0, le=1e6, default=3.0)
+    steps: int | None = Field(gt=0, le=MANY_STEPS, default=None)
     kind: Literal["cosine", "linear", "constant", "plateau"] = "cosine"
     warmup_share: float = Field(ge=0, lt=1, default=0.03)
     final_share: float = Field(ge=0, le=1, default=0.0)
     plateau_factor: float = Field(gt=0, lt=1, default=0.5)
-    plateau_patience: int = Field(gt=0, default=2)
+    plateau_patience: int = Field(gt=0, le=10**6, default=2)
 
 
 class ExpertsSection(Section):
@@ -154,9 +187,9 @@ class ExpertsSection(Section):
             it is, which guesses worse the more the model changes.
     """
 
-    bias_rate: float = Field(ge=0, default=0.0)
-    balance_weight: float = Field(ge=0, default=0.0)
-    mtp_weight: float = Field(ge=0, default=0.0)
+    bias_rate: float = Field(ge=0, le=1, default=0.0)
+    balance_weight: float = Field(ge=0, le=100, default=0.0)
+    mtp_weight: float = Field(ge=0, le=100, default=0.0)
 
 
 class SavingSection(Section):
@@ -169,10 +202,10 @@ class SavingSection(Section):
         keep: newest checkpoints that stay.
     """
 
-    evaluate_every_steps: int | None = Field(gt=0, default=None)
-    checkpoint_every_steps: int | None = Field(gt=0, default=None)
-    full_every: int = Field(gt=0, default=8)
-    keep: int = Field(gt=0, default=3)
+    evaluate_every_steps: int | None = Field(gt=0, le=MANY_STEPS, default=None)
+    checkpoint_every_steps: int | None = Field(gt=0, le=MANY_STEPS, default=None)
+    full_every: int = Field(gt=0, le=10**6, default=8)
+    keep: int = Field(gt=0, le=10**6, default=3)
 
 
 class TrackingSection(Section):
@@ -186,6 +219,13 @@ class TrackingSection(Section):
 
     tensorboard: bool = False
     mlflow: str | None = None
+
+    @field_validator("mlflow")
+    @classmethod
+    def _is_store(cls, value: str | None) -> str | None:
+        if value is not None and not _STORE.fullmatch(value):
+            raise ValueError("must be an address such as http://tracking:5000, file:///srv/runs or sqlite:///runs.db")
+        return value
 
 
 class TuneRecipe(Section):
@@ -264,38 +304,6 @@ class TuneRecipe(Section):
         try:
             return cls.model_validate(raw)
         except ValidationError as cause:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in cause.errors())
-            raise ConfigError(f"{where}: {wrong}.", hint="docs/tuning.md describes the fields.") from cause
-
-
-def read_fields(path: Path, changes: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The fields of a recipe file with `changes`, not checked yet. Raises ConfigError that names the file."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as cause:
-        raise ConfigError(f"{path} cannot be read: {cause.strerror}.", hint="Give a recipe file.") from cause
-    except (yaml.YAMLError, UnicodeDecodeError) as cause:
-        raise ConfigError(f"{path} is not valid YAML: {cause}.") from cause
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds no recipe.", hint="recipes/ has examples for each method.")
-    return with_changes(raw, changes)
-
-
-def with_changes(raw: dict[str, Any], changes: tuple[str, ...]) -> dict[str, Any]:
-    """Return a copy of `raw` with `section.field=value` set each. Raises ConfigError for what is none."""
-    result = dict(raw)
-    for change in changes:
-        name, separator, text = change.partition("=")
-        parts = name.strip().split(".")
-        if not separator or not all(parts):
-            raise ConfigError(f"--set {change} is not of the form section.field=value.", hint="--set schedule.epochs=1")
-        place = result
-        for part in parts[:-1]:
-            inner = place.get(part)
-            place[part] = dict(inner) if isinstance(inner, dict) else {}
-            place = place[part]
-        try:
-            place[parts[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError as cause:
-            raise ConfigError(f"--set {change}: the value is not valid YAML.") from cause
-    return result
+            raise ConfigError(
+                f"{where}: {wrong_fields(cause, cls)}.", hint="docs/tuning.md describes the fields."
+            ) from cause

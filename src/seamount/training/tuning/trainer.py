@@ -9,17 +9,19 @@ must not know what the examples say, nor how anything is shown.
 from __future__ import annotations
 
 import hashlib
+import math
 import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from seamount.core.errors import CheckpointError, ConfigError
+from seamount.core.errors import CheckpointError, ConfigError, EngineError
 from seamount.models.memory import keep_freed
 from seamount.models.network import CausalLM
 from seamount.training.shards.dataset import Dataset
@@ -38,6 +40,19 @@ from .state import CheckpointStore
 _EVALUATED_AT_ONCE = 64
 _TIMES_A_RUN = 10
 _TOKEN_MULTIPLE = 128
+# Of a recipe, what a run may go on without: where it writes, on what it runs, and how its work is cut.
+_FREE: Any = {
+    "output": True,
+    "device": True,
+    "strategy": True,
+    "activation_checkpointing": True,
+    "saving": True,
+    "tracking": True,
+    "data": True,  # its examples have a digest of their own
+    "tasks": True,
+    "batch": {"micro_tokens"},
+    "schedule": {"steps", "epochs"},  # the number of steps that comes of them is compared
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +100,20 @@ class Position:
     evaluation_loss: float | None = None
 
 
+class DivergedError(EngineError):
+    """The loss, or what it does to the weights, is no number any more."""
+
+    code = "training_diverged"
+
+
 class Objective:
-    """What is minimised; continual learning and distillation have others."""
+    """What is minimised; continual learning and distillation have others.
+
+    Attributes:
+        rules: what it does beyond the recipe that the trainer knows, as text; a run goes on by the same ones only.
+    """
+
+    rules = ""
 
     def loss(self, model: CausalLM, micro: MicroBatch) -> Tensor:
         """Return the sum of the losses of the micro-batch's trained tokens: a scalar in fp32."""
@@ -220,7 +247,11 @@ class Trainer:
         return self.world.sums(float(self.stop_requested))[0] > 0
 
     def step(self) -> StepRecord:
-        """Do one step; return what it did."""
+        """Do one step; return what it did.
+
+        Raises:
+            DivergedError: there are no numbers any more. Checkpoints are of steps before it.
+        """
         began = time.monotonic()
         number, recipe = self.position.step, self.recipe
         chosen = [int(index) for index in self._order(number)]
@@ -247,6 +278,7 @@ class Trainer:
         self._objective.add_gradients(self.optimizer)
         rate = self.schedule.rate(number) * self._objective.rate_factor(number)
         norm = self.optimizer.step(rate)
+        self._stop_where_diverged(total, norm)
         imbalance = self._routers.balance(recipe.experts.bias_rate)
         position, num_tokens = self.position, int(sum(self._data.lengths[chosen]))
         position.step += 1
@@ -270,7 +302,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Return the mean loss over the evaluation examples, and tell it; of the average where one is kept."""
+        """Return the mean loss over the evaluation examples, and tell it; of the average where one is kept.
+
+        Raises:
+            DivergedError: it is no number.
+        """
         if self._evaluation is None:
             raise ConfigError("There is no evaluation data.", hint="Give data.evaluation in the recipe.")
         total, data = 0.0, self._evaluation
@@ -295,6 +331,7 @@ class Trainer:
             self.optimizer.take_average_back()
         (total,) = self.world.sums(total)
         loss = total / int(data.num_trained.sum())
+        self._stop_where_diverged(loss, 0.0)
         self.position.evaluation_loss = loss
         self.schedule.evaluated(loss)
         if self.world.is_main:
@@ -314,6 +351,7 @@ class Trainer:
             "plateau": asdict(self.schedule.plateau),
             "data": self._data.digest,
             "num_steps": self.num_steps,
+            "rules": self._rules(),
         }
         if self.world.is_main:
             self._store.save(self.position.step, gathered, facts)
@@ -332,6 +370,12 @@ class Trainer:
                 "The training data is not that of the checkpoint: going on would train on other examples.",
                 hint="Put the data back, or begin anew in another output folder.",
             )
+        for name, value in self._rules().items():
+            if facts["rules"].get(name) != value:
+                raise CheckpointError(
+                    f"The checkpoint was made with {name} {facts['rules'].get(name)}; it is {value} now.",
+                    hint="Use the recipe that the run began with, or another output folder.",
+                )
         if facts["num_steps"] != self.num_steps:
             raise CheckpointError(
                 f"The checkpoint is of a run of {facts['num_steps']} steps; the recipe makes {self.num_steps}.",
@@ -344,6 +388,26 @@ class Trainer:
         self._objective.load_state({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
         self.schedule.plateau = Plateau(**facts["plateau"])
         self.position = Position(**facts["position"])
+
+    def _rules(self) -> dict[str, Any]:
+        """What decides the weights that come out, by the recipe's names; not how work is cut, shared out and kept."""
+        found: dict[str, Any] = {"objective": self._objective.rules}
+        for name, value in self.recipe.model_dump(mode="json", exclude=_FREE).items():
+            inner = (
+                {f"{name}.{field}": one for field, one in value.items()} if isinstance(value, dict) else {name: value}
+            )
+            found |= inner
+        return found | {"model": Path(self.recipe.model).name}  # which may have moved with the run
+
+    def _stop_where_diverged(self, loss: float, norm: float) -> None:
+        """See that there still are numbers. A step of fp16 may overflow: it is left out, and the loss scaled less."""
+        can_scale = self.optimizer.loss_scale > 1.0
+        if (math.isfinite(loss) and math.isfinite(norm)) or can_scale:
+            return
+        raise DivergedError(
+            f"Step {self.position.step + 1} has a loss of {loss} and gradients of norm {norm}: training has diverged.",
+            hint="Lower optimizer.learning_rate, and begin anew in another output folder.",
+        )
 
     def final_weights(self) -> dict[str, Tensor]:
         """The trained weights in fp32, by parameter name: the average where one is kept. Every rank must ask."""

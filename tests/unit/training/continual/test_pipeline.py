@@ -262,3 +262,13 @@ def test_an_unknown_and_a_damaged_version_are_typed_errors(begin: Begin) -> None
     with pytest.raises(CheckpointError, match="Version 1 cannot be used"):
         run.export(run.recipe.output / "out", 1)
     assert run.rollback(2).is_current
+
+
+def test_a_task_that_is_none_and_a_file_in_the_way_are_named(begin: Begin, tmp_path: Path) -> None:
+    run = begin()
+    with pytest.raises(ConfigError, match="Task 1 is str"):
+        run.train(["first"])  # type: ignore[list-item]
+    run.train(tasks()[:1])
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    with pytest.raises(ConfigError, match="taken cannot be made"):
+        run.export(tmp_path / "taken")

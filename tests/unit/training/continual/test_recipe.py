@@ -29,6 +29,12 @@ def test_a_section_and_one_of_its_fields_go_together() -> None:
     assert recipe.schedule.kind == "constant" and recipe.schedule.epochs == 2
 
 
+@pytest.mark.parametrize("section", [None, 5, "constant"])
+def test_what_is_no_section_takes_no_field(section: Any) -> None:
+    with pytest.raises(ConfigError, match="schedule: must be a section"):
+        from_fields({**FIELDS, "schedule": section, "epochs": 2})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -42,6 +48,12 @@ def test_a_section_and_one_of_its_fields_go_together() -> None:
         ({"continual": {"memory_buffer_size": -1}}, "memory_buffer_size"),
         ({"continual": {"replay_share": 1.0}}, "replay_share"),
         ({"wrong": 1}, "wrong"),
+        (
+            {"continual": {"replay_shar": 0.5}},
+            "continual.replay_shar: there is no such field; continual.replay_share is",
+        ),
+        ({"tasks": [{"task_id": "a", "dat": "x"}]}, "tasks.0.dat: there is no such field; tasks.data is one"),
+        ({"continual": {"ewc_weight": True}}, "must be a number, not true"),
     ],
 )
 def test_what_is_wrong_is_named(changes: dict[str, Any], said: str) -> None:

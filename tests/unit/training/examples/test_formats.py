@@ -12,6 +12,8 @@ from seamount.training.examples.formats import recognise
 from seamount.training.examples.record import Record, RecordError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+FUNCTION: dict[str, Any] = {"name": "f", "description": "d"}
+PROPERTIES = {"type": "object", "properties": [1]}
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 FROM = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
@@ -136,6 +138,17 @@ def messages(*turns: Any, **more: Any) -> dict[str, Any]:
         (messages(USER, ASSISTANT, tools=[5]), "tools[0]", "is no tool"),
         (messages(USER, ASSISTANT, tools="x"), "tools", "text that is not JSON"),
         (messages(USER, ASSISTANT, tools=[{"name": "f", "x": float("nan")}]), "tools[0]", "is not JSON"),
+        (messages(USER, ASSISTANT, tools=[FUNCTION | {"parameters": [1]}]), "tools[0]", "parameters that are a list"),
+        (
+            messages(USER, ASSISTANT, tools=[{"type": "function", "function": FUNCTION | {"parameters": PROPERTIES}}]),
+            "tools[0]",
+            "properties are a list, not an object",
+        ),
+        (
+            messages(USER, ASSISTANT, tools=[FUNCTION, FUNCTION | {"parameters": {"properties": {"a": 1}}}]),
+            "tools[1]",
+            "a property is no object",
+        ),
         (messages(USER, ASSISTANT, id=1.5), "id", "neither text nor a whole number"),
         (messages({"role": "system", "content": "s"}, USER, ASSISTANT, system="t"), "system", "of its own"),
         ({"messages": 5}, "messages", "no list but a number"),

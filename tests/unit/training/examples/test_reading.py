@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from pyarrow import parquet
 
 from seamount.core.errors import ConfigError
 from seamount.training.examples import lines, reading
-from seamount.training.examples.reading import read_records
+from seamount.training.examples.reading import read_records, sources_of
 from seamount.training.examples.record import Record, RecordError
 
 ROWS: list[dict[str, Any]] = [
@@ -190,9 +192,58 @@ def test_a_broken_parquet_file_is_told(tmp_path: Path) -> None:
 def test_several_files_and_folders(tmp_path: Path) -> None:
     for name, row in (("b.jsonl", {"n": 2}), ("a.json", {"n": 1})):
         (tmp_path / name).write_text(json.dumps(row))
-    (tmp_path / "notes.txt").write_text("not data")
     assert values(tmp_path) == [{"n": 1}, {"n": 2}]
     assert values([tmp_path / "b.jsonl", str(tmp_path / "a.json")]) == [{"n": 2}, {"n": 1}]
+
+
+def test_a_folder_is_read_with_all_that_is_in_it(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    names = ["a/2.jsonl", "a/b/1.jsonl.gz", "c.json", ".hidden.jsonl", ".git/x.jsonl", "a/.notes.txt"]
+    for name in names:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"n": name}).encode()
+        (top / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.jsonl").write_text('{"n": "elsewhere"}')
+    (top / "a" / "up").symlink_to(top)
+    (top / "z").symlink_to(tmp_path / "elsewhere")
+    (top / "c2.json").symlink_to(tmp_path / "elsewhere" / "d.jsonl")
+    assert [value["n"] for value in values(top)] == ["a/2.jsonl", "a/b/1.jsonl.gz", "c.json", "elsewhere", "elsewhere"]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("README.md", "is of an unknown kind"),
+        ("sub/data", "is of an unknown kind"),
+        ("gone.jsonl", "a link to a file that does not exist"),
+        ("loop.jsonl", "cannot be read"),
+        ("pipe.jsonl", "is no file but a pipe"),
+        ("socket.jsonl", "is no file but a pipe, a socket"),
+        ("device.jsonl", "is no file but a pipe, a socket or a device"),
+    ],
+)
+def test_nothing_in_a_folder_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, problem: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    (tmp_path / "d.jsonl").write_text("{}")
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    links = {"gone.jsonl": "nothing", "loop.jsonl": "loop.jsonl", "device.jsonl": "/dev/zero"}
+    with socket.socket(socket.AF_UNIX) as server:
+        if name in links:
+            path.symlink_to(links[name])
+        elif name == "pipe.jsonl":
+            os.mkfifo(path)
+        elif name == "socket.jsonl":
+            server.bind(name)
+        else:
+            path.write_text("{}")
+        for source in (tmp_path, path):
+            with pytest.raises(ConfigError, match=problem) as caught:
+                sources_of(source)
+            assert str(path) in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -203,6 +254,14 @@ def test_what_is_no_data_is_refused(tmp_path: Path, source: str, problem: str) -
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=problem):
         list(read_records(tmp_path / source))
+
+
+@pytest.mark.parametrize("source", ["", " ", ["d.jsonl", ""]])
+def test_an_empty_name_is_not_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text("{}")
+    with pytest.raises(ConfigError, match="empty name"):
+        sources_of(source)
 
 
 @pytest.mark.parametrize("source", [5, None, {"text": "x"}, b"x"])

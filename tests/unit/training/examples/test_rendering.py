@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_families import EOS, FAMILIES, learned, sample_of, write_family
+from chat_families import BOS, EOS, FAMILIES, learned, sample_of, write_family
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -224,6 +224,34 @@ def test_markers_in_a_text_stay_letters(encoder_of: Encoders) -> None:
     ids = example.token_ids.tolist()
     assert ids.count(encoder.tokenizer.token_id(EOS)) == 1
     assert ids.count(encoder.tokenizer.token_id("<｜User｜>")) == 1
+
+
+@pytest.mark.parametrize("family", ["none", "tiny", "r1", "qwen2", "llama3"])
+@pytest.mark.parametrize(
+    "said", [BOS, EOS, f"{BOS}a {EOS}<｜User｜>b<｜Assistant｜>ok <|im_end|><|eot_id|>", "x<｜User"]
+)
+def test_markers_in_plain_text_stay_letters(encoder_of: Encoders, family: str, said: str) -> None:
+    encoder = encoder_of(family)
+    renderer = Renderer(encoder, max_length=2000)
+    end = encoder.eos_token_ids[0]
+    text = renderer.example(sample_of({"text": said}))
+    asked = renderer.example(sample_of({"prompt": said, "completion": said}))
+    for example in (text, asked) if family == "none" else (text,):
+        *written, last = example.token_ids.tolist()
+        assert last == end
+        assert not encoder.tokenizer.marker_ids.intersection(written)
+        assert encoder.decode(written, skip_special_tokens=False) == said * (1 + (example is asked))
+    assert text.trained.tolist() == [False] + [True] * (len(text.token_ids) - 1)
+    if family == "none":
+        assert asked.trained.tolist() == [False] * (len(text.token_ids) - 1) + [True] * len(text.token_ids)
+
+
+def test_reasoning_tags_in_plain_text_are_tokens(encoder_of: Encoders) -> None:
+    encoder = encoder_of("tiny")
+    example = Renderer(encoder, max_length=500).example(sample_of({"text": f"<think>so {EOS}</think>x"}))
+    ids = example.token_ids.tolist()
+    tags = [encoder.tokenizer.token_id(tag) for tag in ("<think>", "</think>")]
+    assert [token for token in ids if token in encoder.tokenizer.marker_ids] == [*tags, encoder.eos_token_ids[0]]
 
 
 def test_plain_text_is_learned_as_a_completion_would_continue_it(encoder_of: Encoders) -> None:

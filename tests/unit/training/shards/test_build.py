@@ -14,6 +14,7 @@ from seamount.models.prompt import PromptEncoder
 from seamount.training.examples.load import load
 from seamount.training.examples.record import RecordError
 from seamount.training.examples.rendering import Renderer
+from seamount.training.examples.sample import Sample
 from seamount.training.shards import chunks, scan, store
 from seamount.training.shards.build import Job, build
 from seamount.training.shards.dataset import ExampleList, TokenShards
@@ -93,10 +94,37 @@ def test_a_text_that_is_encoded_in_pieces_is_whole(encoder, tmp_path, monkeypatc
     text = "".join(f"Word{number} and more.\n" for number in range(200)) + "x" * 300
     whole = [*encoder.encode_text(text), encoder.eos_token_ids[0]]
     monkeypatch.setattr(windows, "_PIECE_CHARS", 100)
-    found = windows.text_windows(encoder, [text], 10_000)[0][0].token_ids.tolist()
+    found = windows.text_windows(encoder, [Sample("item 1", 1, completion=text)], 10_000)[0][0].token_ids.tolist()
     assert encoder.decode(found[:-1]) == text
     assert sum(a == b for a, b in zip(found, whole, strict=False)) > 100
     assert len(found) < 1.05 * len(whole)
+
+
+def test_markers_in_a_text_stay_letters_in_every_piece(encoder, monkeypatch):
+    from seamount.training.shards import windows
+
+    monkeypatch.setattr(windows, "_PIECE_CHARS", 100)
+    marker = "<｜end▁of▁sentence｜><｜User｜>"
+    texts = [f"{marker} {'word ' * 10}" * 20, marker, "x" * 95 + marker + "y" * 100, "Nothing of this."]
+    samples = [Sample(f"item {row}", row, completion=text) for row, text in enumerate(texts, 1)]
+    for text, made in zip(texts, windows.text_windows(encoder, samples, 10_000), strict=True):
+        *written, last = made[0].token_ids.tolist()
+        assert last == encoder.eos_token_ids[0]
+        assert not encoder.tokenizer.marker_ids.intersection(written)
+        assert encoder.decode(written, skip_special_tokens=False) == text
+
+
+def test_a_text_that_cannot_be_written_as_letters_is_told_and_the_others_built(encoder, monkeypatch):
+    from seamount.training.shards import windows
+
+    # As of a vocabulary in which a marker's letters join to the marker.
+    monkeypatch.setattr(encoder.tokenizer, "_plain_tokenizer", encoder.tokenizer._tokenizer)
+    samples = [Sample(f"item {row}", row, completion=text) for row, text in enumerate(["a", "<｜end▁of▁sentence｜>"])]
+    good, bad = windows.text_windows(encoder, samples, 64)
+    assert encoder.decode(good[0].token_ids.tolist()) == "a"
+    assert isinstance(bad, RecordError)
+    assert (bad.where, bad.is_overlong) == ("item 1", False)
+    assert "cannot write as plain text" in bad.reason
 
 
 @pytest.mark.usefixtures("small_chunks")

@@ -16,7 +16,7 @@ from seamount.core.errors import CheckpointError, ConfigError
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import ExampleList
 from seamount.training.tuning.state import CheckpointStore
-from seamount.training.tuning.trainer import EvaluationRecord, StepRecord, Trainer
+from seamount.training.tuning.trainer import DivergedError, EvaluationRecord, StepRecord, Trainer
 
 
 def train(
@@ -182,3 +182,24 @@ def test_an_example_longer_than_the_models_context_is_refused() -> None:
     longer = Example(np.zeros(257, np.int32), np.ones(257, bool))
     with pytest.raises(ConfigError, match="257 tokens, and the model's context 256"):
         Trainer(site.recipe(), site.network(), ExampleList([longer]), world=site.ALONE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_run_that_diverged_stops_and_its_last_checkpoint_has_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    store = CheckpointStore(tmp_path)
+    precision = {"precision": "fp16"} if dtype == torch.float16 else {}
+    saving = {"checkpoint_every_steps": 1}
+
+    def broken(record: StepRecord) -> None:
+        if record.step == 3:
+            next(iter(trainer.optimizer.masters.values())).data.fill_(float("inf"))
+            trainer.optimizer.publish()
+
+    recipe = site.recipe(**precision, saving=saving, schedule={"steps": 40})
+    trainer = Trainer(recipe, site.network(dtype), site.examples(), world=site.ALONE, store=store, on_step=broken)
+    store.save = lambda step, *rest: CheckpointStore.save(store, step, *rest) if step < 3 else None  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(DivergedError, match="diverged"):
+        trainer.run()
+    tensors, facts = store.load()
+    assert facts["position"]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
