@@ -26,10 +26,6 @@ def template_kwargs(body: ChatRequest, encoder: Encoder) -> dict[str, Any]:
         InvalidRequestError: the model cannot be switched so, or the request contradicts itself.
     """
     given = dict(body.chat_template_kwargs or {})
-    if "add_generation_prompt" in given:
-        raise InvalidRequestError(
-            "The template argument 'add_generation_prompt' cannot be set.", param="chat_template_kwargs"
-        )
     asked = [(name, given.pop(name)) for name in _NAMES if name in given]
     kind = body.thinking.type if body.thinking is not None else None
     wishes = [_Wish("reasoning_effort", "reasoning_effort is 'none'", False)] * (body.reasoning_effort == "none")

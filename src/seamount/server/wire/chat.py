@@ -202,6 +202,10 @@ class ChatRequest(SamplingFields):
         """
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs to be true.", param="top_logprobs")
+        if "add_generation_prompt" in (self.chat_template_kwargs or {}):  # an answer always begins behind one
+            raise InvalidRequestError(
+                "The template argument 'add_generation_prompt' cannot be set.", param="chat_template_kwargs"
+            )
         count = (self.top_logprobs or 0) if self.logprobs else None
         limit = self.token_limit
         grammar = parse_grammar(self.response_format, self.structured_outputs)
