@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from held_folder import held_elsewhere
 from safetensors.torch import load_file
 
 from seamount import LLM, FineTuningPipeline, SamplingParams
@@ -212,20 +213,11 @@ def test_damaged_scores_are_made_anew(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    holding = "import sys; from pathlib import Path; from seamount.training.tuning.lock import alone_in\n"
-    holding += "with alone_in(Path(sys.argv[1])): print('held', flush=True); input()"
     output = tmp_path / "run"
-    output.mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-c", holding, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
-        quick = words("lora", write_examples(tmp_path / "data.jsonl"), output, "data.scored=0")
+    quick = words("lora", write_examples(tmp_path / "data.jsonl"), output, "data.scored=0")
+    with held_elsewhere(output):
         assert main([*quick, "--quiet"]) == 2
         assert "Another process is working in" in capsys.readouterr().err
-    finally:
-        other.communicate("\n")
     assert main([*quick, "--quiet"]) == 0
 
 

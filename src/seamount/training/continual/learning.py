@@ -111,7 +111,7 @@ class Learner:
         folder = _learning_folder(recipe.output, parent, task.task_id)
         store = CheckpointStore(folder, full_every=recipe.saving.full_every, keep=recipe.saving.keep)
         log = TaskLog(recipe, self._versions, task, order.steps_per_epoch, self._watcher)
-        self._trainer = trainer = Trainer(
+        trainer = Trainer(
             recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": count})}),
             tuned.model,
             data,
@@ -123,12 +123,13 @@ class Learner:
             on_step=log.step,
             on_evaluation=log.evaluation,
         )
-        trainer.stop_requested = self.stopped
         _begin_at(trainer, anchor)
         if store.steps():
             trainer.restore()
         if world.is_main:
             log.open(trainer.position.step)
+        self._trainer = trainer  # from here on there is something to stop, and to rescue
+        trainer.stop_requested = self.stopped
         try:
             self._watcher.began(tuned, task.data, trainer)
             trainer.run()

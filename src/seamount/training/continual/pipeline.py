@@ -16,6 +16,7 @@ from seamount.core.errors import ConfigError
 from seamount.models.locate import model_name
 from seamount.training.tuning.distributed import World
 from seamount.training.tuning.failures import together
+from seamount.training.tuning.lock import alone_in
 from seamount.training.tuning.network import tunable, write_result
 from seamount.training.tuning.pipeline import Silent, Watcher
 from seamount.training.tuning.report import write_report
@@ -179,14 +180,16 @@ class ContinualLearning:
         """Make a version current, with its weights, Fisher information and memory. Nothing is deleted.
 
         Raises:
+            ConfigError: another process works in the run's folder.
             NotFoundError: there is no such version.
             CheckpointError: it is damaged; the current one stays.
         """
         self._check_exists()
-        chosen = self._versions.make_current(version)
         folder = self.recipe.output
-        self.accuracy().write(folder)
-        write_report(folder, folder / REPORT_NAME)
+        with alone_in(folder):
+            chosen = self._versions.make_current(version)
+            self.accuracy().write(folder)
+            write_report(folder, folder / REPORT_NAME)
         return replace(chosen, is_current=True)
 
     def export(self, folder: str | Path, version: int | None = None) -> Path:

@@ -270,7 +270,7 @@ class _Run:
         recipe, world, watcher = self._recipe, self._world, self._watcher
         watcher.stage("Loading the model")
         tuned = open_network(recipe, world.device, watcher.loading)
-        self._trainer = trainer = Trainer(
+        trainer = Trainer(
             recipe,
             tuned.model,
             data.train,
@@ -288,8 +288,10 @@ class _Run:
         world.wait()
         if world.is_main:  # nothing of what was there is removed before it is known that the run can go on
             self._write_facts(tuned, data)
+            self._write_scores()
             store.rewind(start or 0)
             self._log = self._open_log(start)
+        self._trainer = trainer  # from here on there is something to stop, and to rescue
         finished = False
         try:
             watcher.began(tuned, data, trainer)
@@ -368,7 +370,6 @@ class _Run:
                 return
         self._watcher.stage("Answering evaluation examples before the run")
         self._before, self._asked_of = self._score(None, data), asked_of
-        self._write_scores()
 
     def _score_after(self, result: Path, data: Prepared) -> None:
         if self._before is None:
@@ -378,6 +379,8 @@ class _Run:
         self._write_scores()
 
     def _write_scores(self) -> None:
+        if self._before is None:
+            return
         scores = {"before": self._before, "after": self._after}
         told = {name: asdict(score) for name, score in scores.items() if score is not None}
         self._write_json(_SCORES, {"asked_of": self._asked_of, **told})

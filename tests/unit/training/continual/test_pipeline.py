@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from continual_site import records, tasks
+from held_folder import held_elsewhere
 from torch import Tensor
 
 from seamount.core.errors import CheckpointError, ConfigError, InvalidRequestError, NotFoundError, SeamountError
@@ -272,3 +273,12 @@ def test_a_task_that_is_none_and_a_file_in_the_way_are_named(begin: Begin, tmp_p
     (tmp_path / "taken").write_text("", encoding="utf-8")
     with pytest.raises(ConfigError, match="taken cannot be made"):
         run.export(tmp_path / "taken")
+
+
+def test_nobody_goes_back_while_another_process_learns(begin: Begin) -> None:
+    run = begin()
+    run.train(tasks()[:1])
+    with held_elsewhere(run.recipe.output), pytest.raises(ConfigError, match="Another process is working in"):
+        run.rollback(0)
+    assert [version.number for version in run.versions() if version.is_current] == [1]
+    assert run.rollback(0).is_current

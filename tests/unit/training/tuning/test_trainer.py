@@ -15,6 +15,7 @@ from torch import Tensor
 from seamount.core.errors import CheckpointError, ConfigError
 from seamount.training.examples.example import Example
 from seamount.training.shards.dataset import ExampleList
+from seamount.training.tuning.recipe import TuneRecipe
 from seamount.training.tuning.state import CheckpointStore
 from seamount.training.tuning.trainer import DivergedError, EvaluationRecord, StepRecord, Trainer
 
@@ -184,22 +185,31 @@ def test_an_example_longer_than_the_models_context_is_refused() -> None:
         Trainer(site.recipe(), site.network(), ExampleList([longer]), world=site.ALONE)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_run_that_diverged_stops_and_its_last_checkpoint_has_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
-    store = CheckpointStore(tmp_path)
-    precision = {"precision": "fp16"} if dtype == torch.float16 else {}
-    saving = {"checkpoint_every_steps": 1}
+def break_after(step: int, recipe: TuneRecipe, dtype: torch.dtype, store: CheckpointStore) -> Trainer:
+    """A trainer whose weights are no numbers any more after a step."""
 
     def broken(record: StepRecord) -> None:
-        if record.step == 3:
+        if record.step == step:
             next(iter(trainer.optimizer.masters.values())).data.fill_(float("inf"))
             trainer.optimizer.publish()
 
-    recipe = site.recipe(**precision, saving=saving, schedule={"steps": 40})
     trainer = Trainer(recipe, site.network(dtype), site.examples(), world=site.ALONE, store=store, on_step=broken)
-    store.save = lambda step, *rest: CheckpointStore.save(store, step, *rest) if step < 3 else None  # type: ignore[assignment, method-assign, return-value]
-    with pytest.raises(DivergedError, match="diverged"):
-        trainer.run()
+    return trainer
+
+
+def test_a_run_that_diverged_stops_and_its_last_checkpoint_has_numbers(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    recipe = site.recipe(saving={"checkpoint_every_steps": 2})
+    with pytest.raises(DivergedError, match="Step 4 .* diverged"):
+        break_after(3, recipe, torch.float32, store).run()
     tensors, facts = store.load()
     assert facts["position"]["step"] == 2
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_in_half_precision_it_stops_once_no_scale_of_the_loss_helps(tmp_path: Path) -> None:
+    recipe = site.recipe(precision="fp16", schedule={"steps": 40})
+    trainer = break_after(3, recipe, torch.float16, CheckpointStore(tmp_path))
+    with pytest.raises(DivergedError, match="diverged"):
+        trainer.run()
+    assert trainer.optimizer.loss_scale == 1.0
