@@ -28,7 +28,9 @@ def template_kwargs(body: ChatRequest, encoder: Encoder) -> dict[str, Any]:
     given = dict(body.chat_template_kwargs or {})
     asked = [(name, given.pop(name)) for name in _NAMES if name in given]
     kind = body.thinking.type if body.thinking is not None else None
-    wishes = [_Wish("reasoning_effort", "reasoning_effort is 'none'", False)] * (body.reasoning_effort == "none")
+    wishes: list[_Wish] = []
+    if body.reasoning_effort == "none":
+        wishes.append(_Wish("reasoning_effort", "reasoning_effort is 'none'", False))
     if kind in ("enabled", "disabled"):
         wishes.append(_Wish("thinking", f"thinking is {kind}", kind == "enabled"))
     wishes += [_of_argument(name, value) for name, value in asked if value is not None]
